@@ -1,0 +1,81 @@
+# Flags, dependencies, and one function: larder_module(name DEPS ...), one target a folder.
+
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+pkg_check_modules(SQLITE3 REQUIRED IMPORTED_TARGET sqlite3)
+pkg_check_modules(TOMLPP REQUIRED IMPORTED_TARGET tomlplusplus)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+find_package(OpenSSL REQUIRED)
+find_library(BOOST_JSON_LIB NAMES boost_json REQUIRED)
+if(LARDER_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+
+add_library(larder_flags INTERFACE)
+target_include_directories(larder_flags INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+target_compile_options(larder_flags INTERFACE
+  -Wall -Wextra -Werror -Wthread-safety -Wno-missing-designated-field-initializers -fno-omit-frame-pointer -g1)
+target_compile_definitions(larder_flags INTERFACE
+  LARDER_VERSION="${PROJECT_VERSION}" BOOST_ASIO_NO_DEPRECATED BOOST_ASIO_SEPARATE_COMPILATION
+  BOOST_ASIO_DISABLE_BOOST_COROUTINE BOOST_ERROR_CODE_HEADER_ONLY FMT_HEADER_ONLY=0)
+target_link_libraries(larder_flags INTERFACE Threads::Threads fmt::fmt PkgConfig::XXHASH)
+target_link_options(larder_flags INTERFACE -fuse-ld=lld -Wl,--gdb-index)
+
+if(LARDER_SANITIZE STREQUAL "address")
+  set(san -fsanitize=address,undefined -fno-sanitize-recover=all)
+  if(LARDER_FUZZ)
+    list(APPEND san -fsanitize=fuzzer-no-link)
+  endif()
+elseif(LARDER_SANITIZE STREQUAL "thread")
+  set(san -fsanitize=thread)
+endif()
+if(san)
+  target_compile_options(larder_flags INTERFACE ${san})
+  target_link_options(larder_flags INTERFACE ${san})
+endif()
+
+# One precompiled header for everybody: the standard library and fmt.
+add_library(larder_pch STATIC ${PROJECT_SOURCE_DIR}/cmake/pch.cc)
+target_link_libraries(larder_pch PUBLIC larder_flags)
+target_precompile_headers(larder_pch PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch.h)
+
+function(larder_use_pch target)
+  target_precompile_headers(${target} REUSE_FROM larder_pch)
+endfunction()
+
+# larder_module(name DEPS a b): library larder_<name> of src/<name>/**.cc, and, from the *_test.cc that
+# stand beside them, the test program <name>_test.
+function(larder_module name)
+  cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cc)
+  set(tests ${sources})
+  list(FILTER tests INCLUDE REGEX "_test\\.cc$")
+  list(FILTER sources EXCLUDE REGEX "_test\\.cc$")
+  list(TRANSFORM ARG_DEPS PREPEND larder_)
+  if(sources)
+    add_library(larder_${name} STATIC ${sources})
+    target_link_libraries(larder_${name} PUBLIC larder_flags ${ARG_DEPS})
+    larder_use_pch(larder_${name})
+  else()
+    add_library(larder_${name} INTERFACE)
+    target_link_libraries(larder_${name} INTERFACE larder_flags ${ARG_DEPS})
+  endif()
+  if(tests AND LARDER_TESTS)
+    larder_test(${name}_test SOURCES ${tests} DEPS larder_${name})
+  endif()
+endfunction()
+
+# larder_test(name SOURCES ... DEPS ...): a GoogleTest program, registered with ctest as one test.
+function(larder_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
+  larder_use_pch(${name})
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+endfunction()

@@ -1,0 +1,139 @@
+// A source: the truth behind a cache. SQLite, PostgreSQL, MariaDB, an HTTP service.
+//
+// One narrow interface (4 virtuals); what a source cannot do is data (Capabilities). All calls are
+// made from a loop, suspend, and resume on the loop of the caller. Nothing here blocks a loop.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/error.h"
+#include "base/task.h"
+#include "policy/snapshot.h"
+
+namespace larder::source {
+
+// A bound parameter. A text is bound as text, never spliced into a statement.
+using Value = std::variant<std::nullptr_t, std::int64_t, double, std::string, std::vector<std::byte>>;
+
+struct NamedValue {
+  std::string name;  // without the colon
+  Value value;
+};
+using Params = std::vector<NamedValue>;
+
+// How a row becomes bytes. object: {"id":7,...}; array: [{...},...] of all rows; value: the bytes of
+// the one column. A column named "value" that is alone gives its raw bytes in `object` too.
+enum class ResultShape : std::uint8_t { object, array, value };
+
+// One `load` statement, given once at start. `id` is chosen by the caller, dense from 0.
+struct LoadStatement {
+  std::uint32_t id = 0;
+  std::string sql;
+  ResultShape shape = ResultShape::object;
+  std::vector<std::string> key_params;  // the placeholders that a key gives
+  std::vector<std::string> tag_columns; // columns whose texts the caller wants (for tags)
+};
+
+// What one key's load gave.
+struct Row {
+  bool found = false;      // false: no such row (negative entry)
+  std::string value;       // per shape; empty if not found
+  // Texts of LoadStatement::tag_columns, in order; nullopt = NULL or no such column.
+  std::vector<std::optional<std::string>> tag_values;
+  // Texts of the row's columns that bear a key parameter's name, in the order of key_params; nullopt
+  // where the row has no such column. From the first row. Used to render the row's key back.
+  std::vector<std::optional<std::string>> key_values;
+};
+
+struct Loaded {
+  std::vector<Result<Row>> rows;  // one for each key asked, in order
+  policy::Snapshot snapshot;      // of the one state of the database that all of them show
+  TimeUs as_of = 0;               // the load's statement began no earlier than this
+  DurationUs took_us = 0;         // spent in the source alone
+};
+
+// A table whose changes matter, and the columns that a change must carry (old and new values).
+struct WatchedTable {
+  std::uint32_t id = 0;  // chosen by the caller
+  std::string table;
+  std::vector<std::string> columns;
+};
+
+// "A row of watched table `id` had (or now has) these column values, as of transaction x."
+struct RowChange {
+  std::uint32_t watched_id = 0;
+  std::vector<std::optional<std::string>> values;  // canonical texts; nullopt = NULL
+  policy::TxnId x = 0;
+};
+
+// Changes that others made, in commit order, from the source's log or change table.
+struct ChangeBatch {
+  std::vector<RowChange> changes;
+  bool everything = false;      // history is gone: void all entries of this source (new epoch)
+  std::uint64_t source_id = 0;  // the incarnation that they come from
+  TimeUs heartbeat = 0;         // every change committed before this has now been delivered
+  TimeUs committed_at = 0;      // earliest commit time in the batch, 0 = unknown (for the lag metric)
+};
+
+struct Statement {
+  std::string sql;
+  Params params;
+};
+
+// An open write: its statements ran, nothing is visible yet. Holding it may hold the source's write
+// lock: commit or destroy (= roll back) soon.
+class Transaction {
+ public:
+  virtual ~Transaction() = default;
+  // Every row change of watched tables that this transaction made, so that it can be invalidated
+  // before commit. All carry the same x, or ascending ones; no snapshot sees them before commit.
+  virtual const std::vector<RowChange>& changes() const = 0;
+  // An id that no snapshot sees before this transaction has ended; every x in changes() is <= it.
+  virtual policy::TxnId x() const = 0;
+  // Rows touched by each statement, in order.
+  virtual const std::vector<std::int64_t>& affected() const = 0;
+  // After an error the outcome may be unknown: the caller must not report success, and must leave
+  // its invalidations in place.
+  virtual Task<Result<void>> commit() = 0;
+};
+
+struct Capabilities {
+  std::string kind;            // "sqlite"
+  bool snapshots = false;      // Loaded::snapshot is known()
+  bool feed = false;           // changes made by others are delivered to the sink
+  std::string feed_rests_on;   // "triggers of larder source prepare, polled every 10ms"
+  std::string why_no_feed;     // and what to do about it
+};
+
+// Receives what others changed. Called on a loop of the node; returns when the changes have been
+// applied (only then does the source move its position).
+using ChangeSink = std::function<Task<void>(ChangeBatch)>;
+
+class Source {
+ public:
+  virtual ~Source() = default;
+
+  virtual const Capabilities& capabilities() const = 0;
+
+  // Loads all `keys` (one Params a key) of one statement from one state of the source, in one query
+  // where the source can. An error of the whole (down, timeout) or one of a row.
+  virtual Task<Result<Loaded>> load(std::uint32_t statement_id, std::vector<Params> keys,
+                                    TimeUs deadline) = 0;
+
+  // Runs the statements in one transaction and leaves it open.
+  virtual Task<Result<std::unique_ptr<Transaction>>> write(std::vector<Statement> statements,
+                                                           TimeUs deadline) = 0;
+
+  // Delivers changes until `group` is stopping. Spawned once, by the node, into that group. Without a
+  // feed it returns at once.
+  virtual Task<void> run_feed(TaskGroup& group, ChangeSink sink) = 0;
+};
+
+}  // namespace larder::source
