@@ -46,10 +46,12 @@ class Histogram {
  public:
   static constexpr unsigned kBuckets = 27;  // le 1us, 2us, 4us ... 2^25 us, +Inf
 
-  void record(DurationUs us) {
+  // `weight` > 1: one sample that stands for so many.
+  void record(DurationUs us, std::uint64_t weight = 1) {
     Stripe& s = stripes_[stripe()];
-    s.counts[bucket_of(us)].fetch_add(1, std::memory_order_relaxed);
-    s.sum_us.fetch_add(static_cast<std::uint64_t>(us < 0 ? 0 : us), std::memory_order_relaxed);
+    s.counts[bucket_of(us)].fetch_add(weight, std::memory_order_relaxed);
+    s.sum_us.fetch_add(static_cast<std::uint64_t>(us < 0 ? 0 : us) * weight,
+                       std::memory_order_relaxed);
   }
 
   struct Summary {
@@ -88,7 +90,8 @@ class Registry {
   // Rendered in seconds (name ends in _seconds).
   Histogram& histogram(std::string_view name, Labels labels, std::string_view help);
   // A gauge, or a counter kept elsewhere, is read when somebody asks. `read` must stay callable from
-  // any thread until remove_callbacks(owner).
+  // any thread until remove_callbacks(owner) has returned, and must not call the registry. The same
+  // series from two owners is rendered as their sum; from the same owner, the later one counts.
   enum class Kind : std::uint8_t { counter, gauge };
   void callback(Kind kind, std::string_view name, Labels labels, std::string_view help,
                 std::function<double()> read, const void* owner);
@@ -97,7 +100,8 @@ class Registry {
   // The Prometheus text format, version 0.0.4; families in order of name.
   std::string prometheus() const;
 
-  // For the status page and the demo: every series whose family is `name`.
+  // For the status page and the demo: every series whose family is `name`, in order of labels.
+  // Callbacks are not visited. `visit` must not call the registry.
   void each_counter(std::string_view name,
                     const std::function<void(const Labels&, std::uint64_t)>& visit) const;
   void each_histogram(std::string_view name,
