@@ -3,7 +3,8 @@
 // A text parameter ends at the next literal and cannot contain it; only the last may contain
 // anything. `{{` and `}}` are literal braces. Two parameters may not touch. Only the canonical text of
 // a value matches: product:7, not product:007; a UUID in lower case. Types: int (64-bit, signed),
-// uuid, text (the default; never empty).
+// uuid, text (the default; never empty). A pattern begins with a literal. One without parameters
+// matches one key, and owns no other.
 #pragma once
 
 #include <string>
@@ -55,7 +56,8 @@ class KeyPattern {
 
  private:
   std::string text_;
-  std::vector<std::string> literals_;  // literal before each parameter, and the one after the last
+  // The literal before each parameter, and the one after the last.
+  std::vector<std::string> literals_ = {""};
   std::vector<KeyParam> params_;
 };
 
