@@ -35,7 +35,8 @@ enum class Freshness : std::uint8_t {
   revalidate,     // its TTL has passed: answer it, and let one reload (stale-while-revalidate)
   load,           // do not answer it; ask the next tier. It may still serve if that fails
   stale_if_error, // the source failed: answer it, marked as stale
-  unusable,       // do not answer it, whatever happens
+  unusable,       // do not answer it now, whatever the source says. It may come back: an entry that is
+                  // merely beyond its bound is fresh again after the next heartbeat. See useless_at
 };
 
 // XFetch's beta: 1 is optimal (Vattani, Chierichetti, Lowenstein: Optimal Probabilistic Cache Stampede
