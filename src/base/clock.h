@@ -1,7 +1,7 @@
 // One time for everything: microseconds since 1970 that never run backwards.
 //
-// The wall clock is read once, at start; from then on the steady clock advances it, so a step of the
-// wall clock can neither revive an expired entry nor stretch a staleness bound.
+// The wall clock is read once, at start; from then on the steady clock advances it, so a step of
+// the wall clock can neither revive an expired entry nor stretch a staleness bound.
 #pragma once
 
 #include <chrono>

@@ -30,10 +30,10 @@ std::string_view error_prefix(ErrorCode code) {
 }
 
 std::string to_string(const Error& error) {
-  std::string text = error.origin.empty()
-                         ? fmt::format("{} {}", error_prefix(error.code), error.message)
-                         : fmt::format("{} {} ({})", error_prefix(error.code), error.message,
-                                       error.origin);
+  std::string text =
+      error.origin.empty()
+          ? fmt::format("{} {}", error_prefix(error.code), error.message)
+          : fmt::format("{} {} ({})", error_prefix(error.code), error.message, error.origin);
   for (char& c : text)
     if (c == '\r' || c == '\n') c = ' ';
   return text;

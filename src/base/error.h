@@ -55,10 +55,10 @@ std::string to_string(const Error& error);
 // Invariants of Larder itself, never input. On in every build: a cache that lies is worse than one
 // that stops.
 [[noreturn]] void assert_failed(const char* expression, const char* file, int line);
-#define LARDER_ASSERT(expression)                                      \
-  do {                                                                 \
-    if (!(expression)) [[unlikely]]                                    \
-      ::larder::assert_failed(#expression, __FILE__, __LINE__);        \
+#define LARDER_ASSERT(expression)                               \
+  do {                                                          \
+    if (!(expression)) [[unlikely]]                             \
+      ::larder::assert_failed(#expression, __FILE__, __LINE__); \
   } while (false)
 
 }  // namespace larder

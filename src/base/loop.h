@@ -1,5 +1,5 @@
-// Where coroutines run. net/ implements it on Asio, tests/sim on a virtual clock; everything between
-// knows only this.
+// Where coroutines run. net/ implements it on Asio, tests/sim on a virtual clock; everything
+// between knows only this.
 #pragma once
 
 #include <cstdint>

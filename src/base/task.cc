@@ -8,8 +8,10 @@ Waiters::~Waiters() {
 }
 
 void Waiters::unlink(Node& node) {
-  if (node.prev) node.prev->next = node.next;
-  else head_ = node.next;
+  if (node.prev)
+    node.prev->next = node.next;
+  else
+    head_ = node.next;
   if (node.next) node.next->prev = node.prev;
   node.prev = node.next = nullptr;
   node.linked = false;

@@ -1,9 +1,9 @@
-// Coroutines: Task (lazy, one awaiter), TaskGroup (owns what runs on its own), Waiters (resume many,
-// across loops, with deadlines), sleep_until.
+// Coroutines: Task (lazy, one awaiter), TaskGroup (owns what runs on its own), Waiters (resume
+// many, across loops, with deadlines), sleep_until.
 //
 // Write `co_await` alone on the right of a named initialisation, an assignment or a `return`, with
-// named arguments moved in (docs/adr/0002). Never hold a lock across it. A coroutine's parameters are
-// values, or references to what provably outlives it.
+// named arguments moved in (docs/adr/0002). Never hold a lock across it. A coroutine's parameters
+// are values, or references to what provably outlives it.
 #pragma once
 
 #include <coroutine>

@@ -1,8 +1,8 @@
 // A node: the read path, the write path and the invalidation path over a near tier, an engine and
 // sources. Composition only; each decision is made in policy/, each tier does its own work.
 //
-// Thread-safe: called from any loop of the program. Calls suspend where they return a Task, and resume
-// on the caller's loop. Errors are Results; a miss ("no such row") is a value.
+// Thread-safe: called from any loop of the program. Calls suspend where they return a Task, and
+// resume on the caller's loop. Errors are Results; a miss ("no such row") is a value.
 #pragma once
 
 #include <cstdint>
@@ -29,11 +29,11 @@ enum class Tier : std::uint8_t { near, engine, source, stale };
 std::string_view to_string(Tier tier);
 
 struct Reading {
-  bool found = false;      // false: the source has no such row
+  bool found = false;  // false: the source has no such row
   std::string value;
   Tier tier = Tier::source;
-  DurationUs age_us = 0;   // since the source showed this value (as-of)
-  DurationUs ttl_us = 0;   // left of its life; 0 if it is late or was not stored
+  DurationUs age_us = 0;  // since the source showed this value (as-of)
+  DurationUs ttl_us = 0;  // left of its life; 0 if it is late or was not stored
   policy::Refusal not_stored = policy::Refusal::none;  // why a load was served without being stored
 };
 
@@ -47,9 +47,9 @@ struct WriteOp {
   enum class Kind : std::uint8_t { set, remove, increment };
   Kind kind = Kind::set;
   std::string key;
-  std::string value;                    // set: a JSON object, or the bytes for result = "value"
-  std::int64_t delta = 0;               // increment
-  std::optional<DurationUs> ttl_us;     // set: the life of the entry only
+  std::string value;                 // set: a JSON object, or the bytes for result = "value"
+  std::int64_t delta = 0;            // increment
+  std::optional<DurationUs> ttl_us;  // set: the life of the entry only
 };
 
 struct Written {
@@ -69,20 +69,20 @@ using Explanation = std::vector<std::pair<std::string, std::string>>;
 // Everything that a node is made of. The pointed-to objects outlive the node.
 struct Parts {
   std::vector<CacheSpec> caches;
-  std::vector<std::string> source_names;              // parallel to sources
+  std::vector<std::string> source_names;  // parallel to sources
   std::vector<source::Source*> sources;
   near::Store* near = nullptr;
   engine::Engine* engine = nullptr;
   obs::Registry* metrics = nullptr;
-  std::uint64_t seed = 0;                              // dice of jitter and XFetch
-  std::size_t max_flights = 100'000;                   // loads under way; beyond: -LARDER_OVERLOADED
-  std::size_t max_waiters = 100'000;                   // readers that wait for them
+  std::uint64_t seed = 0;             // dice of jitter and XFetch
+  std::size_t max_flights = 100'000;  // loads under way; beyond: -LARDER_OVERLOADED
+  std::size_t max_waiters = 100'000;  // readers that wait for them
 };
 
 class Node {
  public:
-  // What load statements and watched tables the sources of these caches must be made with, by name of
-  // source; ids are the ones that Node uses.
+  // What load statements and watched tables the sources of these caches must be made with, by name
+  // of source; ids are the ones that Node uses.
   static std::vector<source::LoadStatement> load_statements(const std::vector<CacheSpec>& caches,
                                                             std::string_view source);
   static std::vector<source::WatchedTable> watched_tables(const std::vector<CacheSpec>& caches,
@@ -112,7 +112,7 @@ class Node {
   enum class Quick : std::uint8_t {
     hit,     // on_value was called with the value
     absent,  // a fresh "no such row"
-    miss,    // nothing can be said without suspending: route() the key, then get() if it is declared
+    miss,  // nothing can be said without suspending: route() the key, then get() if it is declared
   };
   // The near hit, without suspending; also for plain keys that the near tier holds. `on_value` is
   // called under a shard's lock: copy and return. Starts a refresh in the background where due.
@@ -139,8 +139,8 @@ class Node {
 
   // ---- writing: all operations in one transaction of one source ----
 
-  // Nothing is written unless all are. Errors beside those of get: read_only, bad_value, syntax (keys
-  // of two sources).
+  // Nothing is written unless all are. Errors beside those of get: read_only, bad_value, syntax
+  // (keys of two sources).
   Task<Result<std::vector<Written>>> write(std::vector<WriteOp> ops);
 
   // ---- invalidating ----

@@ -1,4 +1,5 @@
-// What a user declares, checked and ready to run: config/ makes it, cache/ runs it. Design section 4.
+// What a user declares, checked and ready to run: config/ makes it, cache/ runs it. Design
+// section 4.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ struct TagPattern {
 };
 
 // "review(product_id -> id, lang -> lang)": a change of a row of `table` changes the entries whose
-// key parameters have the values of these columns. Parameters that are not named may have any value.
+// key parameters have the values of these columns. Parameters that are not named may have any
+// value.
 struct Dependency {
   std::string table;
   std::vector<std::pair<std::string, std::string>> columns;  // column, key parameter
@@ -34,24 +36,24 @@ struct CacheSpec {
   policy::KeyPattern key;
   std::string source;
   std::string load;
-  std::string store;      // "" = not declared
+  std::string store;  // "" = not declared
   std::string remove;
   std::string increment;
-  std::string warm;       // gives the key columns of the rows to warm, best first; may use :n
+  std::string warm;  // gives the key columns of the rows to warm, best first; may use :n
   source::ResultShape result = source::ResultShape::object;
   WriteMode write = WriteMode::none;
   bool on_del_removes = false;  // on_del = "remove"
   DurationUs ttl_us = 60 * kSecond;
-  double jitter = 0.0;          // 0..1, only ever shortens
+  double jitter = 0.0;  // 0..1, only ever shortens
   DurationUs negative_ttl_us = 0;
   bool sliding = false;
   bool refresh_ahead = false;
   DurationUs stale_while_revalidate_us = 0;
   DurationUs stale_if_error_us = 0;
-  DurationUs soft_timeout_us = 0;              // 0 = none
+  DurationUs soft_timeout_us = 0;  // 0 = none
   DurationUs load_timeout_us = 5 * kSecond;
   Consistency consistency = Consistency::eventual;
-  DurationUs bound_us = 0;                     // of bounded:<time>
+  DurationUs bound_us = 0;  // of bounded:<time>
   bool near = true;
   std::uint64_t max_value_bytes = 1 << 20;
   std::vector<TagPattern> tags;
@@ -60,12 +62,13 @@ struct CacheSpec {
 
 struct SourceSpec {
   std::string name;
-  std::string url;              // may carry a secret: never print it, print `display_url`
+  std::string url;  // may carry a secret: never print it, print `display_url`
   std::string display_url;
   std::uint32_t pool = 8;
-  std::uint32_t queue = 1024;   // loads and writes that may wait for the pool; beyond: -LARDER_OVERLOADED
+  std::uint32_t queue =
+      1024;  // loads and writes that may wait for the pool; beyond: -LARDER_OVERLOADED
   DurationUs poll_us = 10 * kMillisecond;  // how often a change table is looked at
-  std::string query_log;        // a file to which the database's own trace of statements goes; "" = none
+  std::string query_log;  // a file to which the database's own trace of statements goes; "" = none
 };
 
 struct PlainSpec {

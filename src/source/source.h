@@ -85,6 +85,7 @@ struct ChangeBatch {
 struct Statement {
   std::string sql;
   Params params;
+  bool wants_value = false;  // a query: keep the first column of its first row (as `value` bytes)
 };
 
 // An open write: its statements ran, nothing is visible yet. Holding it may hold the source's write
@@ -97,8 +98,12 @@ class Transaction {
   virtual const std::vector<RowChange>& changes() const = 0;
   // An id that no snapshot sees before this transaction has ended; every x in changes() is <= it.
   virtual policy::TxnId x() const = 0;
+  // The incarnation of the source that this transaction belongs to.
+  virtual std::uint64_t source_id() const = 0;
   // Rows touched by each statement, in order.
   virtual const std::vector<std::int64_t>& affected() const = 0;
+  // For each statement, what wants_value asked for; nullopt = not asked, no row, or NULL.
+  virtual const std::vector<std::optional<std::string>>& values() const = 0;
   // After an error the outcome may be unknown: the caller must not report success, and must leave
   // its invalidations in place.
   virtual Task<Result<void>> commit() = 0;

@@ -1,0 +1,178 @@
+// What the paths of a node share. Private to cache/.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "base/sync.h"
+#include "cache/flights.h"
+#include "cache/node.h"
+#include "policy/freshness.h"
+#include "source/sql_text.h"
+
+namespace larder::cache {
+
+enum class Op : std::uint8_t { get, set, del, incr };
+inline constexpr std::size_t kOps = 4;
+inline constexpr std::size_t kTiers = 5;  // Tier's four, and error
+inline constexpr std::size_t kErrorTier = 4;
+
+// The series of one cache, made at start.
+struct CacheMetrics {
+  struct Pair {
+    obs::Counter* requests = nullptr;
+    obs::Histogram* seconds = nullptr;
+  };
+  std::array<std::array<Pair, kTiers>, kOps> by_op_tier;
+  std::array<obs::Counter*, 2> stale_served{};    // ttl, error
+  std::array<obs::Counter*, 10> fills_refused{};  // by policy::Refusal
+  obs::Counter* fills = nullptr;
+  obs::Counter* early_refreshes = nullptr;
+};
+
+struct SourceRuntime {
+  std::string name;
+  source::Source* source = nullptr;
+  std::atomic<TimeUs> heartbeat{0};
+  obs::Counter* invalidations = nullptr;  // through its feed
+  obs::Histogram* lag = nullptr;
+  // Incarnations begun so far, and who waits for their beginning to end. Each begins only once, so
+  // a late answer of an old one changes nothing.
+  Mutex epoch_mutex;
+  std::map<std::uint64_t, std::unique_ptr<Waiters>> incarnations LARDER_GUARDED_BY(epoch_mutex);
+  std::atomic<std::uint64_t> incarnation{0};  // the latest that has begun
+};
+
+// A dependency that does not name all key parameters: entries bear a tag for it.
+struct PartialDependency {
+  std::uint32_t watched_id;
+  std::vector<int> params;  // of the key, in the order of the watched columns
+};
+
+struct CacheRuntime {
+  CacheSpec spec;
+  std::uint16_t id = 0;  // near::Meta::cache_id
+  unsigned source = 0;   // index
+  policy::FreshnessRules rules;
+  DurationUs ttl_us = 0;  // effective: min(ttl, bound) without a feed
+  bool keeps_for_error = false;
+  std::string cache_tag;  // every entry bears it: voids the whole cache
+  std::vector<PartialDependency> partial;
+  // The placeholders of the statements, each once.
+  std::vector<std::string> load_names, store_names, remove_names, increment_names;
+  CacheMetrics metrics;
+};
+
+// A watched table's change, and what it means for one cache.
+struct DependencyTarget {
+  unsigned cache = 0;
+  bool full = false;                 // names all parameters: changes one key
+  std::vector<int> column_of_param;  // full: for each key parameter, the watched column
+};
+
+// What a flight brings home.
+struct Outcome {
+  Result<std::shared_ptr<const Reading>> reading = fail(ErrorCode::internal, "not loaded");
+};
+using LoadFlights = Flights<Outcome>;
+using LoadFlight = LoadFlights::Pointer;
+
+// The latest event of many keys, for EXPLAIN: a fixed table by hash; a newer key takes an older
+// one's place. Thread-safe.
+class RecentEvents {
+ public:
+  struct Event {
+    Hash hash = 0;
+    TimeUs at = 0;
+    std::string text;
+  };
+  void note(Hash hash, TimeUs at, std::string text);
+  std::optional<Event> find(Hash hash) const;
+
+ private:
+  struct Shard {
+    mutable Mutex mutex;
+    std::array<Event, 512> events LARDER_GUARDED_BY(mutex);
+  };
+  std::array<Shard, 16> shards_;
+};
+
+struct Node::Impl {
+  explicit Impl(Parts given);
+
+  // ---- read path (read_path.cc) ----
+  // What the near tier says of a key.
+  struct NearReading {
+    policy::Freshness freshness = policy::Freshness::unusable;
+    std::optional<Reading> reading;  // of an entry that is there, fit or not
+  };
+  NearReading read_near(const CacheRuntime& cache, std::string_view key, Hash hash, TimeUs now,
+                        bool source_failed);
+  policy::Freshness judge(const CacheRuntime& cache, const near::View& view, TimeUs now,
+                          bool source_failed);
+  void refresh_in_background(unsigned cache, std::string_view key, Hash hash);
+  Task<void> load(unsigned cache, std::vector<LoadFlight> flights,
+                  std::optional<DurationUs> ttl_us);
+  Task<void> settle(unsigned cache, LoadFlight flight, Result<source::Row> row,
+                    const source::Loaded& loaded, std::optional<DurationUs> ttl_us);
+  Task<Result<Reading>> await_flight(unsigned cache, LoadFlight flight, TimeUs began);
+  Result<Reading> after_failure(const CacheRuntime& cache, std::string_view key, Hash hash,
+                                Error error);
+  std::vector<std::string> tags_of(const CacheRuntime& cache,
+                                   const std::vector<std::string_view>& params,
+                                   const std::vector<std::optional<std::string>>& tag_values) const;
+  source::Params params_of(const CacheRuntime& cache,
+                           const std::vector<std::string_view>& params) const;
+  void count(const CacheRuntime& cache, Op op, std::size_t tier, DurationUs took_us) const;
+
+  // ---- write path (write_path.cc) ----
+  Result<source::Statement> statement_of(const CacheRuntime& cache, const WriteOp& op,
+                                         const std::vector<std::string_view>& params) const;
+
+  // ---- invalidation path (invalidation.cc) ----
+  Task<Result<void>> invalidate(engine::Change change, std::string_view feed);
+  Task<void> apply(unsigned source, source::ChangeBatch batch);
+  engine::Change change_of(unsigned source, const std::vector<source::RowChange>& changes) const;
+  Task<void> begin_incarnation(unsigned source, std::uint64_t source_id);
+  Task<void> void_source(unsigned source, std::string_view feed);
+  obs::Counter& invalidations(std::string_view feed);
+
+  TimeUs now() const { return Loop::current()->now_us(); }
+  double dice();
+  const CacheRuntime* by_name(std::string_view name) const;
+
+  std::vector<std::unique_ptr<CacheRuntime>> caches;
+  std::vector<CacheSpec> specs;
+  std::vector<std::unique_ptr<SourceRuntime>> sources;
+  std::vector<std::vector<DependencyTarget>> targets;  // by watched id
+  std::vector<std::pair<std::string, int>> prefixes;   // sorted
+  near::Store& near;
+  engine::Engine& engine;
+  obs::Registry& metrics;
+  LoadFlights flights;
+  std::atomic<std::size_t> waiting{0};
+  const std::size_t max_waiters;
+  RecentEvents invalidated;
+  RecentEvents refused;
+  std::atomic<std::uint64_t> dice_count;
+  TaskGroup group;
+};
+
+// Watched tables and which dependencies each of them serves; ids are dense over all caches.
+struct Watching {
+  source::WatchedTable table;
+  std::string source;
+  std::vector<std::pair<unsigned, unsigned>> served;  // cache, index of dependency
+};
+std::vector<Watching> watch_list(const std::vector<CacheSpec>& caches);
+
+inline constexpr char kFieldSeparator = '\x1f';
+std::string partial_tag(std::uint32_t watched_id, const CacheSpec& cache,
+                        const std::vector<std::string_view>& values);
+
+}  // namespace larder::cache

@@ -1,0 +1,516 @@
+// near -> source, and the fill on the way back.
+#include <fmt/format.h>
+
+#include <boost/json.hpp>
+
+#include "cache/impl.h"
+
+namespace larder::cache {
+namespace {
+
+constexpr std::uint64_t kNearSample = 32;  // one near hit in so many is timed, and counts for all
+
+// The whole of a load may take a little longer than its deadline (scheduling, the fill); whoever
+// waits for it gives it that much.
+constexpr DurationUs kGrace = 250 * kMillisecond;
+
+Reading reading_of(const near::View& view, TimeUs now, Tier tier) {
+  return {.found = !view.meta.negative,
+          .value = std::string(view.value),
+          .tier = tier,
+          .age_us = std::max<DurationUs>(0, now - view.meta.as_of),
+          .ttl_us = view.meta.soft_expiry > now ? view.meta.soft_expiry - now : 0};
+}
+
+Tier home_of(const CacheRuntime& cache) { return cache.spec.near ? Tier::near : Tier::engine; }
+
+}  // namespace
+
+// ---- the near tier ----
+
+policy::Freshness Node::Impl::judge(const CacheRuntime& cache, const near::View& view, TimeUs now,
+                                    bool source_failed) {
+  policy::FreshnessInput in{
+      .now = now,
+      .as_of = view.meta.as_of,
+      .soft_expiry = view.meta.soft_expiry,
+      .load_us = view.meta.load_us,
+      .is_void = view.is_void,
+      .heartbeat = cache.rules.bound_us
+                       ? sources[cache.source]->heartbeat.load(std::memory_order_acquire)
+                       : 0,
+      .source_failed = source_failed};
+  if (cache.rules.refresh_ahead) in.random = dice();
+  return policy::decide(in, cache.rules);
+}
+
+Node::Quick Node::read_now(std::string_view key, Hash hash, TimeUs now,
+                           void (*on_value)(void*, std::string_view), void* context) {
+  Quick answer = Quick::miss;
+  const CacheRuntime* cache = nullptr;
+  policy::Freshness freshness = policy::Freshness::fresh;
+  impl_->near.lookup(key, hash, now, [&](const near::View& view) {
+    if (view.meta.cache_id == 0) {  // plain: it lives until it expires
+      if (view.is_void || view.meta.soft_expiry <= now) return;
+      on_value(context, view.value);
+      answer = Quick::hit;
+      return;
+    }
+    const CacheRuntime& owner = *impl_->caches[view.meta.cache_id - 1u];
+    freshness = impl_->judge(owner, view, now, false);
+    if (freshness > policy::Freshness::revalidate) return;
+    cache = &owner;
+    if (view.meta.negative) {
+      answer = Quick::absent;
+    } else {
+      on_value(context, view.value);
+      answer = Quick::hit;
+    }
+  });
+  if (!cache) return answer;
+
+  const bool late = freshness == policy::Freshness::revalidate;
+  const auto tier = static_cast<std::size_t>(late ? Tier::stale : home_of(*cache));
+  const CacheMetrics::Pair& series = cache->metrics.by_op_tier[0][tier];
+  series.requests->add();
+  thread_local std::uint64_t sample = 0;
+  if (++sample % kNearSample == 0)
+    series.seconds->record(Loop::current()->now_us() - now, kNearSample);
+  if (cache->spec.sliding && !late) impl_->near.touch(key, hash, now);
+  if (freshness != policy::Freshness::fresh) {
+    if (late) cache->metrics.stale_served[0]->add();
+    impl_->refresh_in_background(cache->id - 1u, key, hash);
+  }
+  return answer;
+}
+
+Node::Impl::NearReading Node::Impl::read_near(const CacheRuntime& cache, std::string_view key,
+                                              Hash hash, TimeUs now, bool source_failed) {
+  NearReading result;
+  near.lookup(key, hash, now, [&](const near::View& view) {
+    if (view.meta.cache_id != cache.id) return;
+    result.freshness = judge(cache, view, now, source_failed);
+    const bool on_time = result.freshness <= policy::Freshness::refresh_early;
+    result.reading = reading_of(view, now, on_time ? home_of(cache) : Tier::stale);
+  });
+  return result;
+}
+
+// ---- loading ----
+
+source::Params Node::Impl::params_of(const CacheRuntime& cache,
+                                     const std::vector<std::string_view>& params) const {
+  source::Params result;
+  const auto& declared = cache.spec.key.params();
+  for (std::size_t i = 0; i < declared.size(); ++i) {
+    if (declared[i].type == policy::ParamType::integer) {
+      std::int64_t number = 0;
+      std::from_chars(params[i].data(), params[i].data() + params[i].size(), number);
+      result.push_back({declared[i].name, number});
+    } else {
+      result.push_back({declared[i].name, std::string(params[i])});
+    }
+  }
+  return result;
+}
+
+void Node::Impl::refresh_in_background(unsigned cache, std::string_view key, Hash hash) {
+  LoadFlights::Joined joined = flights.join_or_start(key, hash);
+  if (!joined.leads) return;
+  caches[cache]->metrics.early_refreshes->add();
+  LoadFlight flight = joined.flight;
+  if (!group.spawn(load(cache, {std::move(joined.flight)}, std::nullopt))) {
+    flight->outcome.reading = fail(ErrorCode::cancelled, "Larder is shutting down");
+    flights.finish(flight);
+  }
+}
+
+// Loads the keys of `flights` by one query, stores what may be stored, and ends the flights.
+Task<void> Node::Impl::load(unsigned index, std::vector<LoadFlight> batch,
+                            std::optional<DurationUs> ttl_us) {
+  const CacheRuntime& cache = *caches[index];
+  std::vector<source::Params> keys;
+  keys.reserve(batch.size());
+  std::vector<std::string_view> params;
+  std::optional<Error> failure;
+  for (const LoadFlight& flight : batch) {
+    // The ticket before the read: an invalidation from here on refuses the fill.
+    Result<policy::Ticket> ticket =
+        co_await engine.ticket({flight->key, flight->hash}, cache.source);
+    if (!ticket) {
+      failure = ticket.error();
+      break;
+    }
+    flight->ticket = *ticket;
+    cache.spec.key.match(flight->key, params);
+    keys.push_back(params_of(cache, params));
+  }
+  if (!failure) {
+    const TimeUs deadline = saturating_add(now(), cache.spec.load_timeout_us);
+    Result<source::Loaded> loaded =
+        co_await sources[cache.source]->source->load(index, std::move(keys), deadline);
+    if (loaded && loaded->rows.size() == batch.size()) {
+      if (loaded->snapshot.known())
+        co_await begin_incarnation(cache.source, loaded->snapshot.source_id);
+      for (std::size_t i = 0; i < batch.size(); ++i) {
+        LoadFlight flight = batch[i];
+        co_await settle(index, std::move(flight), std::move(loaded->rows[i]), *loaded, ttl_us);
+      }
+      co_return;
+    }
+    failure = loaded ? Error{ErrorCode::internal, "the source answered for other keys", {}}
+                     : loaded.error();
+  }
+  for (const LoadFlight& flight : batch) {
+    flight->outcome.reading = std::unexpected(*failure);
+    flights.finish(flight);
+  }
+}
+
+std::vector<std::string> Node::Impl::tags_of(
+    const CacheRuntime& cache, const std::vector<std::string_view>& params,
+    const std::vector<std::optional<std::string>>& tag_values) const {
+  std::vector<std::string> tags{cache.cache_tag};
+  for (const PartialDependency& partial : cache.partial) {
+    std::vector<std::string_view> values;
+    for (const int param : partial.params)
+      values.push_back(params[static_cast<std::size_t>(param)]);
+    tags.push_back(partial_tag(partial.watched_id, cache.spec, values));
+  }
+  // The same order in which Node::load_statements asked for the columns.
+  std::vector<std::string> columns;
+  for (const TagPattern& tag : cache.spec.tags)
+    for (const std::string& name : tag.names)
+      if (cache.spec.key.param_index(name) < 0 && std::ranges::find(columns, name) == columns.end())
+        columns.push_back(name);
+  for (const TagPattern& pattern : cache.spec.tags) {
+    std::string tag = pattern.literals.front();
+    bool complete = true;  // a tag of a NULL column is no tag
+    for (std::size_t i = 0; i < pattern.names.size() && complete; ++i) {
+      const int param = cache.spec.key.param_index(pattern.names[i]);
+      if (param >= 0) {
+        tag += params[static_cast<std::size_t>(param)];
+      } else {
+        const auto column = static_cast<std::size_t>(std::ranges::find(columns, pattern.names[i]) -
+                                                     columns.begin());
+        complete = column < tag_values.size() && tag_values[column].has_value();
+        if (complete) tag += *tag_values[column];
+      }
+      tag += pattern.literals[i + 1];
+    }
+    if (complete) tags.push_back(std::move(tag));
+  }
+  return tags;
+}
+
+// Ends one flight: judges the row, fills, publishes the outcome.
+Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::Row> row,
+                              const source::Loaded& loaded, std::optional<DurationUs> ttl_us) {
+  const CacheRuntime& cache = *caches[index];
+  const CacheSpec& spec = cache.spec;
+  if (row && row->value.size() > spec.max_value_bytes)
+    row = fail(ErrorCode::too_large,
+               fmt::format("the value of '{}' has {} bytes; max_value of cache '{}' is {}",
+                           flight->key, row->value.size(), spec.name, spec.max_value_bytes));
+  if (!row) {
+    flight->outcome.reading = std::unexpected(row.error());
+    flights.finish(flight);
+    co_return;
+  }
+
+  auto reading = std::make_shared<Reading>();
+  reading->found = row->found;
+  reading->value = std::move(row->value);
+  reading->tier = Tier::source;
+  const TimeUs began = loaded.as_of;
+  reading->age_us = std::max<DurationUs>(0, now() - began);
+
+  std::vector<std::string_view> params;
+  spec.key.match(flight->key, params);
+  policy::Refusal refusal = policy::Refusal::none;
+  // A collation may find a row of another key ('ANN' for 'ann'): answer it, but store nothing that
+  // an invalidation of that row would not find.
+  std::vector<std::string_view> of_row = params;
+  for (std::size_t i = 0; row->found && i < of_row.size() && i < row->key_values.size(); ++i)
+    if (row->key_values[i]) of_row[i] = *row->key_values[i];
+  if (of_row != params) refusal = policy::Refusal::key_mismatch;
+
+  DurationUs life = ttl_us.value_or(row->found ? cache.ttl_us : spec.negative_ttl_us);
+  if (cache.rules.bound_us && sources[cache.source]->source->capabilities().feed == false)
+    life = std::min(life, cache.rules.bound_us);
+  if (!ttl_us && spec.jitter > 0)
+    life -= static_cast<DurationUs>(static_cast<double>(life) * spec.jitter * (1.0 - dice()));
+  if (!row->found && life == 0) {
+    near.erase(flight->key, flight->hash);  // the row is gone: nothing stale may outlive that
+  } else if (refusal == policy::Refusal::none) {
+    near::Meta meta{
+        .cache_id = cache.id,
+        .negative = !row->found,
+        .load_us = static_cast<std::uint32_t>(std::min<DurationUs>(loaded.took_us, UINT32_MAX)),
+        .ttl_us = life,
+        .as_of = began,
+        .soft_expiry = saturating_add(began, life)};
+    // A negative entry is worth nothing when it is late.
+    meta.useless_at =
+        row->found ? policy::useless_at(meta.soft_expiry, cache.rules) : meta.soft_expiry;
+    std::vector<Hash> tags;
+    for (const std::string& tag : tags_of(cache, params, row->tag_values))
+      tags.push_back(hash_bytes(tag));
+    engine::Fill request{.key = {flight->key, flight->hash},
+                         .source = cache.source,
+                         .ticket = flight->ticket,
+                         .snapshot = loaded.snapshot,
+                         .value = reading->value,
+                         .meta = meta,
+                         .tags = tags};
+    Result<policy::Refusal> filled = co_await engine.fill(request);
+    refusal = filled ? *filled : policy::Refusal::no_state;
+    if (refusal == policy::Refusal::none) reading->ttl_us = life;
+  }
+  reading->not_stored = refusal;
+  if (refusal == policy::Refusal::none) {
+    cache.metrics.fills->add();
+  } else {
+    cache.metrics.fills_refused[static_cast<std::size_t>(refusal)]->add();
+    refused.note(flight->hash, now(), std::string(to_string(refusal)));
+  }
+  flight->outcome.reading = std::shared_ptr<const Reading>(std::move(reading));
+  flights.finish(flight);
+}
+
+// ---- answering ----
+
+// The source failed: a late value, where the cache allows it.
+Result<Reading> Node::Impl::after_failure(const CacheRuntime& cache, std::string_view key,
+                                          Hash hash, Error error) {
+  const bool down = error.code == ErrorCode::source_down || error.code == ErrorCode::timeout ||
+                    error.code == ErrorCode::overloaded || error.code == ErrorCode::source_refused;
+  if (down) {
+    NearReading near_reading = read_near(cache, key, hash, now(), true);
+    if (near_reading.reading && near_reading.freshness != policy::Freshness::unusable) {
+      if (near_reading.freshness == policy::Freshness::stale_if_error) {
+        near_reading.reading->tier = Tier::stale;
+        cache.metrics.stale_served[1]->add();
+      }
+      return std::move(*near_reading.reading);
+    }
+  }
+  return std::unexpected(std::move(error));
+}
+
+Task<Result<Reading>> Node::Impl::await_flight(unsigned index, LoadFlight flight, TimeUs began) {
+  const CacheRuntime& cache = *caches[index];
+  const DurationUs soft = cache.spec.soft_timeout_us;
+  bool done = flight->done.notified();
+  if (!done) {
+    if (waiting.fetch_add(1, std::memory_order_relaxed) >= max_waiters) {
+      waiting.fetch_sub(1, std::memory_order_relaxed);
+      co_return fail(ErrorCode::overloaded,
+                     fmt::format("{} readers wait for loads already; the source is too slow for "
+                                 "this many misses",
+                                 max_waiters));
+    }
+    if (soft > 0 && soft < cache.spec.load_timeout_us) {
+      done = co_await flight->done.wait_until(saturating_add(began, soft));
+      if (!done) {  // answer late if there is something to answer; the load goes on
+        NearReading late = read_near(cache, flight->key, flight->hash, now(), true);
+        if (late.reading && late.freshness == policy::Freshness::stale_if_error) {
+          waiting.fetch_sub(1, std::memory_order_relaxed);
+          late.reading->tier = Tier::stale;
+          cache.metrics.stale_served[0]->add();
+          co_return std::move(*late.reading);
+        }
+      }
+    }
+    if (!done) {
+      const TimeUs deadline = saturating_add(began, cache.spec.load_timeout_us + kGrace);
+      done = co_await flight->done.wait_until(deadline);
+    }
+    waiting.fetch_sub(1, std::memory_order_relaxed);
+  }
+  if (!done) {
+    Error late{
+        ErrorCode::timeout,
+        fmt::format("no answer from source '{}' within load_timeout", sources[cache.source]->name),
+        {}};
+    co_return after_failure(cache, flight->key, flight->hash, std::move(late));
+  }
+  if (!flight->outcome.reading) {
+    Error error = flight->outcome.reading.error();
+    co_return after_failure(cache, flight->key, flight->hash, std::move(error));
+  }
+  co_return Reading(**flight->outcome.reading);
+}
+
+Task<Result<Reading>> Node::get(std::string key) {
+  std::vector<std::string> keys;
+  keys.push_back(std::move(key));
+  std::vector<Result<Reading>> readings = co_await get_many(std::move(keys));
+  co_return std::move(readings.front());
+}
+
+Task<std::vector<Result<Reading>>> Node::get_many(std::vector<std::string> keys) {
+  Impl& self = *impl_;
+  const TimeUs began = self.now();
+  struct Pending {
+    std::size_t position;
+    unsigned cache;
+    LoadFlight flight;
+  };
+  std::vector<Result<Reading>> answers(keys.size(), fail(ErrorCode::internal, "not read"));
+  std::vector<Pending> pending;
+  std::vector<std::vector<LoadFlight>> to_load(self.caches.size());
+
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const Route where = route(keys[i]);
+    if (where.match != policy::Match::yes) {
+      answers[i] =
+          where.match == policy::Match::bad_part
+              ? Result<Reading>(std::unexpected(bad_key(where, keys[i])))
+              : fail(ErrorCode::bad_key, fmt::format("no cache is declared for '{}'", keys[i]));
+      continue;
+    }
+    const auto index = static_cast<unsigned>(where.cache);
+    const CacheRuntime& cache = *self.caches[index];
+    const Hash hash = hash_bytes(keys[i]);
+    Impl::NearReading held = self.read_near(cache, keys[i], hash, began, false);
+    if (held.reading && held.freshness <= policy::Freshness::revalidate) {
+      if (held.freshness == policy::Freshness::revalidate) cache.metrics.stale_served[0]->add();
+      if (held.freshness != policy::Freshness::fresh)
+        self.refresh_in_background(index, keys[i], hash);
+      else if (cache.spec.sliding)
+        self.near.touch(keys[i], hash, began);
+      self.count(cache, Op::get, static_cast<std::size_t>(held.reading->tier), self.now() - began);
+      answers[i] = std::move(*held.reading);
+      continue;
+    }
+    LoadFlights::Joined joined = self.flights.join_or_start(keys[i], hash);
+    if (!joined.flight) {
+      answers[i] = fail(ErrorCode::overloaded, "too many loads are under way");
+      continue;
+    }
+    if (joined.leads) to_load[index].push_back(joined.flight);
+    pending.push_back({i, index, std::move(joined.flight)});
+  }
+
+  // The loads belong to the node, not to this reader: it may leave, they go on.
+  for (unsigned index = 0; index < to_load.size(); ++index) {
+    if (to_load[index].empty()) continue;
+    std::vector<LoadFlight> batch = to_load[index];
+    if (self.group.spawn(self.load(index, std::move(to_load[index]), std::nullopt))) continue;
+    for (const LoadFlight& flight : batch) {
+      flight->outcome.reading = fail(ErrorCode::cancelled, "Larder is shutting down");
+      self.flights.finish(flight);
+    }
+  }
+  for (Pending& one : pending) {
+    const CacheRuntime& cache = *self.caches[one.cache];
+    Result<Reading> answer = co_await self.await_flight(one.cache, std::move(one.flight), began);
+    self.count(cache, Op::get, answer ? static_cast<std::size_t>(answer->tier) : kErrorTier,
+               self.now() - began);
+    answers[one.position] = std::move(answer);
+  }
+  co_return answers;
+}
+
+Task<Result<Reading>> Node::refresh(std::string key) {
+  Impl& self = *impl_;
+  const TimeUs began = self.now();
+  const Route where = route(key);
+  if (where.match == policy::Match::bad_part) co_return std::unexpected(bad_key(where, key));
+  if (where.match != policy::Match::yes)
+    co_return fail(ErrorCode::bad_key, fmt::format("no cache is declared for '{}'", key));
+  const Hash hash = hash_bytes(key);
+  // Not a flight that is under way: what it read may be older than this call.
+  self.flights.close(key, hash);
+  LoadFlights::Joined joined = self.flights.join_or_start(key, hash);
+  if (!joined.flight) co_return fail(ErrorCode::overloaded, "too many loads are under way");
+  const auto index = static_cast<unsigned>(where.cache);
+  LoadFlight flight = joined.flight;
+  if (joined.leads && !self.group.spawn(self.load(index, {joined.flight}, std::nullopt))) {
+    flight->outcome.reading = fail(ErrorCode::cancelled, "Larder is shutting down");
+    self.flights.finish(flight);
+  }
+  Result<Reading> answer = co_await self.await_flight(index, std::move(flight), began);
+  co_return answer;
+}
+
+// ---- warming ----
+
+Task<Result<Warmed>> Node::warm(std::string name, std::uint64_t limit) {
+  Impl& self = *impl_;
+  const TimeUs began = self.now();
+  const CacheRuntime* cache = self.by_name(name);
+  if (!cache) co_return fail(ErrorCode::bad_key, fmt::format("there is no cache '{}'", name));
+  const CacheSpec& spec = cache->spec;
+  if (spec.warm.empty())
+    co_return fail(ErrorCode::unsupported,
+                   fmt::format("cache '{}' declares no `warm`; add a statement that gives its key "
+                               "columns, best first: warm = \"SELECT ... LIMIT :n\"",
+                               name));
+  source::Params params{
+      {"n", static_cast<std::int64_t>(std::min<std::uint64_t>(limit, INT64_MAX))}};
+  if (source::SqlText::parse(spec.warm)->names().empty()) params.clear();
+  const auto statement = static_cast<std::uint32_t>(self.caches.size() + cache->id - 1u);
+  const TimeUs deadline =
+      saturating_add(began, std::max<DurationUs>(spec.load_timeout_us, 30 * kSecond));
+  std::vector<source::Params> queries{std::move(params)};
+  Result<source::Loaded> listed =
+      co_await self.sources[cache->source]->source->load(statement, std::move(queries), deadline);
+  if (!listed) co_return std::unexpected(listed.error());
+  if (!listed->rows.front()) co_return std::unexpected(listed->rows.front().error());
+
+  boost::system::error_code ec;
+  const boost::json::value rows =
+      boost::json::parse(listed->rows.front()->found ? listed->rows.front()->value : "[]", ec);
+  if (ec || !rows.is_array()) co_return fail(ErrorCode::internal, "the warm list is not an array");
+  std::vector<std::string> keys;
+  for (const auto& row : rows.as_array()) {
+    if (keys.size() >= limit) break;
+    std::vector<std::string> texts;
+    for (const auto& param : spec.key.params()) {
+      const boost::json::value* field = row.as_object().if_contains(param.name);
+      if (!field)
+        co_return fail(ErrorCode::config,
+                       fmt::format("`warm` of cache '{}' gives no column '{}'", name, param.name));
+      texts.push_back(field->is_string() ? std::string(field->as_string())
+                                         : boost::json::serialize(*field));
+    }
+    const std::vector<std::string_view> views(texts.begin(), texts.end());
+    Result<std::string> key = spec.key.render(views);
+    if (key) keys.push_back(std::move(*key));
+  }
+  Warmed warmed;
+  constexpr std::size_t kChunk = 256;
+  for (std::size_t from = 0; from < keys.size() && !self.group.stopping(); from += kChunk) {
+    const std::size_t to = std::min(from + kChunk, keys.size());
+    std::vector<std::string> chunk(keys.begin() + static_cast<std::ptrdiff_t>(from),
+                                   keys.begin() + static_cast<std::ptrdiff_t>(to));
+    std::vector<Result<Reading>> readings = co_await get_many(std::move(chunk));
+    for (const auto& reading : readings) ++(reading ? warmed.keys : warmed.failed);
+  }
+  warmed.took_us = self.now() - began;
+  co_return warmed;
+}
+
+// ---- what is held ----
+
+std::optional<Held> Node::held(std::string_view key, TimeUs now) {
+  const Route where = route(key);
+  if (where.match != policy::Match::yes) return std::nullopt;
+  const CacheRuntime& cache = *impl_->caches[static_cast<std::size_t>(where.cache)];
+  const Impl::NearReading held = impl_->read_near(cache, key, hash_bytes(key), now, false);
+  if (!held.reading || held.freshness > policy::Freshness::revalidate) return std::nullopt;
+  return Held{!held.reading->found, held.reading->ttl_us};
+}
+
+bool Node::set_ttl(std::string_view key, TimeUs now, DurationUs ttl_us) {
+  const Route where = route(key);
+  if (where.match != policy::Match::yes) return false;
+  const CacheRuntime& cache = *impl_->caches[static_cast<std::size_t>(where.cache)];
+  const TimeUs end = saturating_add(now, ttl_us);
+  return impl_->near.set_expiry(key, hash_bytes(key), now, end,
+                                policy::useless_at(end, cache.rules));
+}
+
+}  // namespace larder::cache

@@ -1,0 +1,248 @@
+// Database and cache change together: run the statements, invalidate, commit, fill again.
+#include <fmt/format.h>
+
+#include <boost/json.hpp>
+
+#include "cache/impl.h"
+
+namespace larder::cache {
+namespace {
+
+namespace json = boost::json;
+
+Result<source::Value> value_of(const json::value& field, std::string_view name) {
+  switch (field.kind()) {
+    case json::kind::null: return nullptr;
+    case json::kind::bool_: return std::int64_t{field.get_bool()};
+    case json::kind::int64: return field.get_int64();
+    case json::kind::uint64:
+      return fail(ErrorCode::bad_value,
+                  fmt::format("field '{}' does not fit a 64-bit signed integer", name));
+    case json::kind::double_: return field.get_double();
+    case json::kind::string: return std::string(field.get_string());
+    case json::kind::array:
+    case json::kind::object: return json::serialize(field);  // stored as JSON text
+  }
+  return fail(ErrorCode::internal, "unknown kind of JSON value");
+}
+
+// Does the field say the same as the key's part?
+bool agrees(const json::value& field, std::string_view part) {
+  if (field.is_string()) return std::string_view(field.get_string()) == part;
+  return (field.is_int64() || field.is_uint64()) && json::serialize(field) == part;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+Error not_writable(const CacheSpec& spec, std::string_view what) {
+  return {ErrorCode::read_only,
+          fmt::format("cache '{}' declares no `{}`; write to the database, or declare it",
+                      spec.name, what),
+          {}};
+}
+
+// The fields of a SET, as the placeholders of `store` want them.
+Result<source::Params> fields_of(const CacheSpec& spec, const WriteOp& op,
+                                 source::Params key_params,
+                                 const std::vector<std::string>& placeholders,
+                                 const std::vector<std::string_view>& parts) {
+  if (spec.result == source::ResultShape::value) {
+    key_params.push_back({"value", op.value});
+    return key_params;
+  }
+  boost::system::error_code ec;
+  const json::value parsed = json::parse(op.value, ec);
+  if (ec || !parsed.is_object())
+    return fail(ErrorCode::bad_value,
+                fmt::format("the value of '{}' must be one JSON object: {}", op.key,
+                            ec ? ec.message() : "it is something else"));
+  const json::object& object = parsed.as_object();
+  std::vector<std::string> unknown;
+  for (const auto& [name, field] : object) {
+    const std::string_view field_name(name.data(), name.size());
+    const int param = spec.key.param_index(field_name);
+    if (param >= 0 && !agrees(field, parts[static_cast<std::size_t>(param)]))
+      return fail(ErrorCode::bad_value,
+                  fmt::format("field '{}' is {}, but the key says {}", field_name,
+                              json::serialize(field), parts[static_cast<std::size_t>(param)]));
+    if (param < 0 && std::ranges::find(placeholders, field_name) == placeholders.end())
+      unknown.emplace_back(field_name);
+  }
+  if (!unknown.empty())
+    return fail(ErrorCode::bad_value,
+                fmt::format("`store` of cache '{}' has no place for: {}; it takes: {}", spec.name,
+                            joined(unknown), joined(placeholders)));
+  std::vector<std::string> missing;
+  source::Params params = std::move(key_params);
+  for (const std::string& name : placeholders) {
+    if (spec.key.param_index(name) >= 0) continue;  // the key gives it
+    const json::value* field = object.if_contains(name);
+    if (!field) {
+      missing.push_back(name);
+      continue;
+    }
+    Result<source::Value> value = value_of(*field, name);
+    if (!value) return std::unexpected(value.error());
+    params.push_back({name, std::move(*value)});
+  }
+  if (!missing.empty())
+    return fail(ErrorCode::bad_value,
+                fmt::format("the value of '{}' lacks: {}", op.key, joined(missing)));
+  return params;
+}
+
+// Only what the statement names: a database refuses parameters that it does not know.
+source::Params only_named(source::Params params, const std::vector<std::string>& placeholders) {
+  std::erase_if(params, [&](const source::NamedValue& p) {
+    return std::ranges::find(placeholders, p.name) == placeholders.end();
+  });
+  return params;
+}
+
+}  // namespace
+
+Result<source::Statement> Node::Impl::statement_of(
+    const CacheRuntime& cache, const WriteOp& op,
+    const std::vector<std::string_view>& parts) const {
+  const CacheSpec& spec = cache.spec;
+  source::Statement statement;
+  const std::vector<std::string>* placeholders = nullptr;
+  if (op.kind == WriteOp::Kind::set) {
+    if (spec.write == WriteMode::none) return std::unexpected(not_writable(spec, "write"));
+    if (spec.store.empty()) return std::unexpected(not_writable(spec, "store"));
+    if (op.value.size() > spec.max_value_bytes)
+      return fail(ErrorCode::too_large,
+                  fmt::format("the value of '{}' has {} bytes; max_value of cache '{}' is {}",
+                              op.key, op.value.size(), spec.name, spec.max_value_bytes));
+    statement.sql = spec.store;
+    placeholders = &cache.store_names;
+  } else if (op.kind == WriteOp::Kind::remove) {
+    if (spec.remove.empty()) return std::unexpected(not_writable(spec, "remove"));
+    statement.sql = spec.remove;
+    placeholders = &cache.remove_names;
+  } else {
+    if (spec.increment.empty()) return std::unexpected(not_writable(spec, "increment"));
+    statement.sql = spec.increment;
+    placeholders = &cache.increment_names;
+  }
+  Result<source::Params> params = params_of(cache, parts);
+  if (op.kind == WriteOp::Kind::set)
+    params = fields_of(spec, op, std::move(*params), *placeholders, parts);
+  if (op.kind == WriteOp::Kind::increment) params->push_back({"delta", op.delta});
+  if (!params) return std::unexpected(params.error());
+  statement.params = only_named(std::move(*params), *placeholders);
+  return statement;
+}
+
+Task<Result<std::vector<Written>>> Node::write(std::vector<WriteOp> ops) {
+  Impl& self = *impl_;
+  const TimeUs began = self.now();
+  struct Target {
+    unsigned cache;
+    std::size_t statement;  // position of its statement
+  };
+  std::vector<Target> targets;
+  std::vector<source::Statement> statements;
+  DurationUs timeout = 0;
+  std::optional<unsigned> source;
+  for (const WriteOp& op : ops) {
+    const Route where = route(op.key);
+    if (where.match == policy::Match::bad_part) co_return std::unexpected(bad_key(where, op.key));
+    if (where.match != policy::Match::yes)
+      co_return fail(ErrorCode::bad_key, fmt::format("no cache is declared for '{}'", op.key));
+    const auto index = static_cast<unsigned>(where.cache);
+    const CacheRuntime& cache = *self.caches[index];
+    if (source && *source != cache.source)
+      co_return fail(
+          ErrorCode::syntax,
+          fmt::format("'{}' and '{}' live in two sources ({} and {}); one transaction can "
+                      "only write one",
+                      ops.front().key, op.key, self.sources[*source]->name,
+                      self.sources[cache.source]->name));
+    source = cache.source;
+    timeout = std::max(timeout, cache.spec.load_timeout_us);
+    std::vector<std::string_view> parts;
+    cache.spec.key.match(op.key, parts);
+    Result<source::Statement> statement = self.statement_of(cache, op, parts);
+    if (!statement) co_return std::unexpected(statement.error());
+    targets.push_back({index, statements.size()});
+    statements.push_back(std::move(*statement));
+    if (op.kind == WriteOp::Kind::increment) {  // its answer is what this transaction made of it
+      statements.push_back({.sql = cache.spec.load,
+                            .params = only_named(self.params_of(cache, parts), cache.load_names),
+                            .wants_value = true});
+    }
+  }
+  if (ops.empty()) co_return std::vector<Written>{};
+
+  const TimeUs deadline = saturating_add(began, timeout);
+  Result<std::unique_ptr<source::Transaction>> opened =
+      co_await self.sources[*source]->source->write(std::move(statements), deadline);
+  if (!opened) {
+    for (std::size_t i = 0; i < ops.size(); ++i)
+      self.count(*self.caches[targets[i].cache], Op::set, kErrorTier, self.now() - began);
+    co_return std::unexpected(opened.error());
+  }
+  const std::unique_ptr<source::Transaction> transaction = std::move(*opened);
+  co_await self.begin_incarnation(*source, transaction->source_id());
+
+  std::vector<Written> written(ops.size());
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    const std::size_t at = targets[i].statement;
+    written[i].affected = transaction->affected()[at];
+    const bool increments = ops[i].kind == WriteOp::Kind::increment;
+    if (increments) written[i].value = transaction->values()[at + 1].value_or("");
+    if (written[i].affected == 0 && ops[i].kind != WriteOp::Kind::remove)  // rolls back
+      co_return fail(ErrorCode::bad_value,
+                     fmt::format("no row for '{}': `{}` changed nothing", ops[i].key,
+                                 increments ? "increment" : "store"));
+  }
+
+  // Before COMMIT: until this transaction has ended no load can see it, so every fill of what it
+  // changed is refused. A crash on either side of COMMIT is safe.
+  engine::Change change = self.change_of(*source, transaction->changes());
+  change.source = *source;
+  change.x = std::max(change.x, transaction->x());
+  for (const WriteOp& op : ops)
+    if (std::ranges::find(change.keys, op.key) == change.keys.end()) change.keys.push_back(op.key);
+  const std::vector<std::string> changed = change.keys;
+  Result<void> invalidated = co_await self.invalidate(std::move(change), "write");
+  if (!invalidated) co_return std::unexpected(invalidated.error());
+
+  Result<void> committed = co_await transaction->commit();
+  // Whoever begins from here on has the right to see the commit: no old flight for him. After an
+  // error the same holds, since the outcome may be unknown.
+  for (const std::string& key : changed) self.flights.close(key, hash_bytes(key));
+  self.flights.close_all();
+  if (!committed) {
+    for (const Target& target : targets)
+      self.count(*self.caches[target.cache], Op::set, kErrorTier, self.now() - began);
+    co_return std::unexpected(committed.error());
+  }
+
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    const CacheRuntime& cache = *self.caches[targets[i].cache];
+    const bool refill =
+        cache.spec.write == WriteMode::through && ops[i].kind != WriteOp::Kind::remove;
+    if (refill) {
+      const Hash hash = hash_bytes(ops[i].key);
+      LoadFlights::Joined joined = self.flights.join_or_start(ops[i].key, hash);
+      if (joined.leads) {
+        LoadFlight flight = joined.flight;
+        std::vector<LoadFlight> batch{flight};
+        // Awaited, so that the acknowledged write is the next reader's hit. If it fails, that
+        // reader loads: the write itself is done.
+        co_await self.load(targets[i].cache, std::move(batch), ops[i].ttl_us);
+      }
+    }
+    const Op op = ops[i].kind == WriteOp::Kind::set      ? Op::set
+                  : ops[i].kind == WriteOp::Kind::remove ? Op::del
+                                                         : Op::incr;
+    self.count(cache, op, static_cast<std::size_t>(Tier::source), self.now() - began);
+  }
+  co_return written;
+}
+
+}  // namespace larder::cache

@@ -1,0 +1,89 @@
+#include "engine/embedded/embedded.h"
+
+#include <array>
+
+namespace larder::engine {
+namespace {
+
+// Keys and tags share the slots; a tag must not meet the key of the same text.
+Hash as_tag(Hash hash) { return mix64(hash ^ 0x7461677461677461ULL); }
+
+void raise_to(std::atomic<policy::TxnId>& slot, policy::TxnId x) {
+  policy::TxnId seen = slot.load(std::memory_order_relaxed);
+  while (seen < x && !slot.compare_exchange_weak(seen, x, std::memory_order_seq_cst)) {
+  }
+}
+
+}  // namespace
+
+Embedded::Embedded(near::Store& store, const Options& options) : store_(store), options_(options) {
+  for (unsigned i = 0; i < options_.sources; ++i)
+    sources_.push_back(std::make_unique<SourceState>(options_.tombstone_slots));
+}
+
+std::atomic<policy::TxnId>& Embedded::tombstone(unsigned source, Hash hash) const {
+  return sources_[source]->tombstones[hash & (options_.tombstone_slots - 1)];
+}
+
+Task<Result<policy::Ticket>> Embedded::ticket(Key key, unsigned /*source*/) {
+  co_return store_.ticket(key.hash);
+}
+
+policy::Refusal Embedded::judge(const Fill& fill) const {
+  const SourceState& source = *sources_[fill.source];
+  std::vector<policy::TxnId> tag_tombstones;
+  tag_tombstones.reserve(fill.tags.size());
+  for (const Hash tag : fill.tags)
+    tag_tombstones.push_back(tombstone(fill.source, as_tag(tag)).load(std::memory_order_seq_cst));
+  const policy::FillCheck check{
+      .ticket = fill.ticket,
+      .now = store_.ticket(fill.key.hash),
+      .snapshot = fill.snapshot,
+      .source_id = source.source_id.load(std::memory_order_seq_cst),
+      .key_tombstone = tombstone(fill.source, fill.key.hash).load(std::memory_order_seq_cst),
+      .tag_tombstones = tag_tombstones,
+  };
+  return policy::judge_fill(check, options_.rules);
+}
+
+// Why judge-then-install is safe although it is two steps: an invalidation raises the tombstone
+// first and voids the ticket second. If the raise came after the tombstone was read here, the
+// ticket is void by the time the store looks at it, under its lock. (A tag voids no ticket: its
+// stamp voids the entry.)
+Task<Result<policy::Refusal>> Embedded::fill(Fill fill) {
+  const policy::Refusal refusal = judge(fill);
+  if (refusal != policy::Refusal::none) co_return refusal;
+  co_return store_.fill(fill.ticket, fill.key.text, fill.key.hash, fill.value, fill.meta,
+                        fill.tags);
+}
+
+void Embedded::raise(const Change& change) {
+  for (const std::string& key : change.keys)
+    raise_to(tombstone(change.source, hash_bytes(key)), change.x);
+  for (const std::string& tag : change.tags)
+    raise_to(tombstone(change.source, as_tag(hash_bytes(tag))), change.x);
+}
+
+void Embedded::void_all(const Change& change, const std::vector<bool>& keep_for_error) {
+  LARDER_ASSERT(keep_for_error.size() == change.keys.size());
+  for (std::size_t i = 0; i < change.keys.size(); ++i)
+    store_.invalidate(hash_bytes(change.keys[i]), change.keys[i], keep_for_error[i]);
+  for (const std::string& tag : change.tags) store_.invalidate_tag(hash_bytes(tag));
+}
+
+Task<Result<void>> Embedded::invalidate(const Change& change, std::vector<bool> keep_for_error) {
+  raise(change);
+  void_all(change, keep_for_error);
+  co_return Result<void>{};
+}
+
+Task<Result<void>> Embedded::new_epoch(unsigned source, std::uint64_t source_id) {
+  // Transactions of another incarnation say nothing about this one. Fills of loads from the old one
+  // are refused from here on. The caller begins each incarnation once, before any change of it.
+  SourceState& state = *sources_[source];
+  state.source_id.store(source_id, std::memory_order_seq_cst);
+  for (auto& slot : state.tombstones) slot.store(0, std::memory_order_seq_cst);
+  co_return Result<void>{};
+}
+
+}  // namespace larder::engine
