@@ -1,0 +1,284 @@
+// MULTI, EXEC, WATCH. Plain commands are one step of the engine; declared writes become one
+// transaction of their source; declared reads run at EXEC, in their place.
+#include <fmt/format.h>
+
+#include "server/session.h"
+
+namespace larder::server {
+
+void Session::do_multi(Args) {
+  if (in_multi_) {
+    error("ERR MULTI calls can not be nested");
+    return;
+  }
+  in_multi_ = true;
+  multi_failed_ = false;
+  peer_->queued_commands.store(0, std::memory_order_relaxed);
+  update_ready();
+  writer_.ok();
+}
+
+void Session::end_multi() {
+  in_multi_ = false;
+  multi_failed_ = false;
+  queued_.clear();
+  queued_bytes_ = 0;
+  watches_.clear();
+  peer_->queued_commands.store(-1, std::memory_order_relaxed);
+  update_ready();
+}
+
+void Session::do_discard(Args) {
+  if (!in_multi_) {
+    error("ERR DISCARD without MULTI");
+    return;
+  }
+  end_multi();
+  writer_.ok();
+}
+
+void Session::do_watch(Args args) {
+  if (in_multi_) {
+    error("ERR WATCH inside MULTI is not allowed");
+    return;
+  }
+  if (watches_.size() + args.size() > context_.limits.watches) {
+    error(fmt::format("ERR too many watched keys, at most {}", context_.limits.watches));
+    return;
+  }
+  for (const std::string_view key : args.subspan(1)) {
+    int cache = -1;
+    if (!route(key, cache)) return;
+    if (cache >= 0) {
+      refuse_declared(*table_.find("watch"), key, cache);
+      return;
+    }
+  }
+  for (const std::string_view key : args.subspan(1))
+    watches_.push_back(context_.plain->watch(key, now_));
+  writer_.ok();
+}
+
+void Session::do_unwatch(Args) {
+  watches_.clear();
+  writer_.ok();
+}
+
+// Whatever can be refused without running it is refused here, so that EXEC never stops half-way.
+bool Session::check_queued(const CommandRow& row, Args args) {
+  if (row.plain == nullptr || !has_caches_) return true;
+  std::vector<std::string_view> keys;
+  append_keys(row, args, keys);
+  std::size_t declared = 0;
+  int cache = -1;
+  int one = -1;
+  std::string_view one_key;
+  for (const std::string_view key : keys) {
+    if (!route(key, cache)) return false;
+    if (cache < 0) continue;
+    ++declared;
+    one = cache;
+    one_key = key;
+  }
+  if (declared == 0) return true;
+  if (declared != keys.size()) {
+    error(
+        fmt::format("ERR '{}' inside MULTI cannot mix declared and plain keys: use one command "
+                    "for each",
+                    row.name));
+    return false;
+  }
+  std::vector<cache::WriteOp> ops;
+  switch (row.verb) {
+    case Verb::other:
+    case Verb::flush: refuse_declared(row, one_key, one); return false;
+    case Verb::incr:
+    case Verb::incrby:
+    case Verb::decr:
+    case Verb::decrby:
+      if (spec(one).increment.empty()) return !declared_now(row, args, one);
+      return write_op(row, args, ops);
+    case Verb::set:
+    case Verb::setex:
+    case Verb::psetex:
+    case Verb::mset: return write_op(row, args, ops);
+    default: return true;
+  }
+}
+
+void Session::queue(const CommandRow& row, Args args) {
+  std::size_t bytes = 0;
+  for (const std::string_view arg : args) bytes += arg.size() + sizeof(std::string);
+  if (queued_.size() >= context_.limits.queued_commands ||
+      queued_bytes_ + bytes > context_.limits.queued_bytes) {
+    multi_failed_ = true;
+    error("LARDER_OVERLOADED the transaction is too large");
+    return;
+  }
+  if (!check_queued(row, args)) {
+    multi_failed_ = true;
+    return;
+  }
+  queued_bytes_ += bytes;
+  queued_.push_back({{args.begin(), args.end()}});
+  peer_->queued_commands.store(static_cast<std::int64_t>(queued_.size()),
+                               std::memory_order_relaxed);
+  writer_.simple("QUEUED");
+}
+
+Session::Kind Session::kind_of(const CommandRow& row, Args args) {
+  if (row.plain == nullptr || (has_caches_ && row.verb == Verb::flush)) return {};
+  Kind kind{.part = Part::plain, .writes_plain = row.plain->writes};
+  if (!has_caches_ || row.first_key == 0) return kind;
+  // check_queued() has seen that all keys are declared, or none.
+  int cache = -1;
+  route(args[static_cast<std::size_t>(row.first_key)], cache);
+  if (cache < 0) return kind;
+  switch (row.verb) {
+    case Verb::del:
+      return spec(cache).on_del_removes ? Kind{Part::declared_write, false, cache} : Kind{};
+    case Verb::set:
+    case Verb::setex:
+    case Verb::psetex:
+    case Verb::mset:
+    case Verb::incr:
+    case Verb::incrby:
+    case Verb::decr:
+    case Verb::decrby: return {Part::declared_write, false, cache};
+    default: return {};
+  }
+}
+
+std::string Session::conflict(std::span<const Kind> kinds) const {
+  int first = -1;
+  bool plain_writes = false;
+  for (const Kind& kind : kinds) {
+    plain_writes |= kind.writes_plain;
+    if (kind.part != Part::declared_write) continue;
+    if (first < 0) first = kind.cache;
+    if (spec(first).source != spec(kind.cache).source)
+      return fmt::format(
+          "EXECABORT Transaction discarded: caches '{}' and '{}' have different "
+          "sources ('{}' and '{}'), which cannot share one transaction",
+          spec(first).name, spec(kind.cache).name, spec(first).source, spec(kind.cache).source);
+  }
+  if (first >= 0 && plain_writes)
+    return fmt::format(
+        "EXECABORT Transaction discarded: writes to the declared cache '{}' are a "
+        "database transaction and cannot be atomic with writes to plain keys; use "
+        "two transactions",
+        spec(first).name);
+  return {};
+}
+
+void Session::do_exec(Args) {
+  if (!in_multi_) {
+    error("ERR EXEC without MULTI");
+    return;
+  }
+  if (multi_failed_) {
+    end_multi();
+    error("EXECABORT Transaction discarded because of previous errors.");
+    return;
+  }
+  // The usual case, without suspending: plain commands, which are all of one step.
+  const bool all_plain = std::ranges::all_of(queued_, [&](const engine::QueuedCommand& command) {
+    const std::vector<std::string_view> args(command.args.begin(), command.args.end());
+    return kind_of(*table_.find(args[0]), args).part == Part::plain;
+  });
+  if (!all_plain) {
+    needs_later_ = true;
+    return;
+  }
+  const auto commands = std::move(queued_);
+  const auto watches = std::move(watches_);
+  end_multi();
+  context_.plain->run_transaction(commands, watches, now_, writer_);
+}
+
+namespace {
+
+// Cuts the array of replies that a transaction gave into its elements; empty for a null array.
+std::vector<std::string> elements_of(std::string_view reply) {
+  std::vector<std::string> elements;
+  const std::size_t header = reply.find("\r\n");
+  if (header == std::string_view::npos || reply[0] != '*' || reply[1] == '-') return elements;
+  reply.remove_prefix(header + 2);
+  std::size_t consumed = 0;
+  std::string problem;
+  while (!reply.empty() && wire::parse_reply(reply, consumed, problem)) {
+    elements.emplace_back(reply.substr(0, consumed));
+    reply.remove_prefix(consumed);
+  }
+  return elements;
+}
+
+}  // namespace
+
+Task<void> Session::exec_mixed(Args) {
+  const auto commands = std::move(queued_);
+  const auto watches = std::move(watches_);
+  end_multi();
+  std::vector<std::vector<std::string_view>> args;
+  std::vector<const CommandRow*> rows;
+  std::vector<Kind> kinds;
+  std::vector<engine::QueuedCommand> plain;
+  for (const auto& command : commands) {
+    args.emplace_back(command.args.begin(), command.args.end());
+    rows.push_back(table_.find(command.args[0]));
+    kinds.push_back(kind_of(*rows.back(), args.back()));
+    if (kinds.back().part == Part::plain) plain.push_back(command);
+  }
+  if (const std::string why = conflict(kinds); !why.empty()) {
+    error(why);
+    co_return;
+  }
+  std::vector<std::string> plain_replies;
+  if (!plain.empty()) {
+    std::string reply;
+    wire::Writer writer(reply, writer_.protocol());
+    context_.plain->run_transaction(plain, watches, now_, writer);
+    plain_replies = elements_of(reply);
+    if (plain_replies.size() != plain.size()) {
+      writer_.null_array();
+      co_return;
+    }
+  } else if (!watches.empty() && !context_.plain->unchanged(watches, now_)) {
+    writer_.null_array();
+    co_return;
+  }
+
+  std::vector<cache::WriteOp> ops;
+  std::vector<std::size_t> ops_of;  // of each declared write, in order
+  for (std::size_t i = 0; i < commands.size(); ++i) {
+    if (kinds[i].part != Part::declared_write) continue;
+    const std::size_t before = ops.size();
+    const bool valid = write_op(*rows[i], args[i], ops);
+    LARDER_ASSERT(valid);  // check_queued() has seen it
+    ops_of.push_back(ops.size() - before);
+  }
+
+  writer_.array(commands.size());
+  std::size_t next_plain = 0;
+  std::size_t next_write = 0;
+  std::size_t next_op = 0;
+  Result<std::vector<cache::Written>> written;
+  for (std::size_t i = 0; i < commands.size(); ++i) {
+    if (kinds[i].part == Part::plain) {
+      out_ += plain_replies[next_plain++];
+    } else if (kinds[i].part == Part::declared_write) {
+      // All of them at the place of the first: what was read before it shows the state before.
+      if (next_write == 0) written = co_await context_.node->write(std::move(ops));
+      const std::size_t count = ops_of[next_write++];
+      if (written)
+        write_answer(*rows[i], std::span(*written).subspan(next_op, count));
+      else
+        error(written.error());
+      next_op += count;
+    } else if (!run_row_now(*rows[i], args[i])) {
+      co_await run_later(*rows[i], args[i]);
+    }
+  }
+}
+
+}  // namespace larder::server
