@@ -1,7 +1,8 @@
 // RESP2 and RESP3 without I/O: a parser for what clients send, a writer for what they get, and a
 // parser for replies (for our own clients and tests).
 //
-// Every length that comes from outside has a limit; a buffer is parsed wherever it happens to be cut.
+// Every length that comes from outside has a limit; a buffer is parsed wherever it happens to be
+// cut.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +15,10 @@
 namespace larder::wire {
 
 struct Limits {
-  std::size_t max_arguments = 1 << 20;      // of one command (Redis: 1024*1024)
-  std::size_t max_bulk_bytes = 512u << 20;  // of one argument
-  std::size_t max_inline_bytes = 64 << 10;  // of an inline command, and of any header line
-  std::size_t max_command_bytes = 1u << 30; // of all arguments of one command
+  std::size_t max_arguments = 1 << 20;       // of one command (Redis: 1024*1024)
+  std::size_t max_bulk_bytes = 512u << 20;   // of one argument
+  std::size_t max_inline_bytes = 64 << 10;   // of an inline command, and of any header line
+  std::size_t max_command_bytes = 1u << 30;  // of all arguments of one command
 };
 
 // Parses commands: arrays of bulk strings, or inline commands (with Redis's quoting rules).
@@ -49,7 +50,14 @@ class CommandParser {
     std::size_t offset;
     std::size_t size;
   };
+  enum class Line : std::uint8_t { complete, incomplete, too_long };
+
+  bool parse_whole(std::string_view data);
+  Status parse_array(std::string_view data);
+  Status parse_bulk_header(std::string_view data);
   Status parse_inline(std::string_view data);
+  Line header_line(std::string_view data, std::string_view& text);
+  Status complete(std::size_t consumed);
   Status fail(std::string message);
 
   Limits limits_;
@@ -57,17 +65,18 @@ class CommandParser {
   std::vector<Piece> pieces_;
   std::string unquoted_;  // inline arguments with escapes live here
   std::string error_;
-  std::size_t position_ = 0;   // parsed so far
-  std::int64_t expected_ = -1; // arguments of the array; -1: header not yet read
-  std::int64_t bulk_ = -1;     // size of the bulk that is being read
+  std::size_t position_ = 0;    // parsed so far
+  std::size_t scanned_ = 0;     // searched so far for the end of the line at position_
+  std::int64_t expected_ = -1;  // arguments of the array; -1: header not yet read
+  std::int64_t bulk_ = -1;      // size of the bulk that is being read
   std::size_t consumed_ = 0;
   std::size_t wants_ = 0;
   std::size_t total_ = 0;
 };
 
-// Appends replies to a buffer in the protocol version of the connection. In RESP2, RESP3 types become
-// what Redis makes of them: a map an array of twice the size, null a nil bulk, double a bulk,
-// boolean an integer, push and set an array, verbatim string a bulk.
+// Appends replies to a buffer in the protocol version of the connection. In RESP2, RESP3 types
+// become what Redis makes of them: a map an array of twice the size, null a nil bulk, double a
+// bulk, boolean an integer, push and set an array, verbatim string a bulk.
 class Writer {
  public:
   explicit Writer(std::string& out, int protocol = 2) : out_(&out), protocol_(protocol) {}
@@ -77,19 +86,19 @@ class Writer {
   std::string& buffer() { return *out_; }
 
   void ok() { raw("+OK\r\n"); }
-  void simple(std::string_view text);   // REQUIRES: no CR or LF
-  void error(std::string_view text);    // "ERR what"; CR and LF become spaces
+  void simple(std::string_view text);  // REQUIRES: no CR or LF
+  void error(std::string_view text);   // "ERR what"; CR and LF become spaces
   void integer(std::int64_t n);
   void bulk(std::string_view bytes);
-  void null();                          // nil bulk in RESP2
-  void null_array();                    // nil array in RESP2 (EXEC aborted by WATCH)
-  void array(std::size_t n);            // header; n elements follow
-  void map(std::size_t n);              // header; n keys and n values follow
+  void null();                // nil bulk in RESP2
+  void null_array();          // nil array in RESP2 (EXEC aborted by WATCH)
+  void array(std::size_t n);  // header; n elements follow
+  void map(std::size_t n);    // header; n keys and n values follow
   void set(std::size_t n);
   void push(std::size_t n);
   void real(double value);
   void boolean(bool value);
-  void verbatim(std::string_view text); // "txt"
+  void verbatim(std::string_view text);  // "txt"
   void raw(std::string_view bytes) { out_->append(bytes); }
 
  private:
@@ -101,17 +110,29 @@ class Writer {
 // A parsed reply, as a tree. For our own clients, tests and tools; not for hot paths.
 struct Reply {
   enum class Type : std::uint8_t {
-    simple, error, integer, bulk, null, array, map, set, push, real, boolean, big_number, verbatim
+    simple,
+    error,
+    integer,
+    bulk,
+    null,
+    array,
+    map,
+    set,
+    push,
+    real,
+    boolean,
+    big_number,
+    verbatim
   };
   Type type = Type::null;
-  std::string text;               // simple, error, bulk, big_number, verbatim (without its prefix)
-  std::int64_t integer = 0;       // integer, boolean
+  std::string text;          // simple, error, bulk, big_number, verbatim (without its prefix)
+  std::int64_t integer = 0;  // integer, boolean
   double real = 0;
-  std::vector<Reply> elements;    // map: key, value, key, value
+  std::vector<Reply> elements;  // map: key, value, key, value
 };
 
-// Parses one reply from the front of `data`. nullopt: incomplete. Sets `error` if it is malformed, too
-// deep (32) or over the limits. `consumed` is set on success.
+// Parses one reply from the front of `data`. nullopt: incomplete. Sets `error` if it is malformed,
+// too deep (32) or over the limits. `consumed` is set on success.
 std::optional<Reply> parse_reply(std::string_view data, std::size_t& consumed, std::string& error,
                                  const Limits& limits = {});
 
