@@ -54,9 +54,13 @@ void Waiters::notify() {
   {
     MutexLock lock(mutex_);
     notified_ = true;
-    // Unlinked nodes stay alive until their posted resumption runs: only that ends their wait.
-    node = std::exchange(head_, nullptr);
-    for (Node* n = node; n; n = n->next) n->linked = false;
+    // Unlinked nodes stay alive until their posted resumption runs: only that ends their wait. The
+    // list is newest first; it is turned round, so that who waited first resumes first.
+    for (Node* n = std::exchange(head_, nullptr); n;) {
+      n->linked = false;
+      Node* const newer = std::exchange(node, n);
+      n = std::exchange(n->next, newer);
+    }
   }
   while (node) {
     Node* const current = std::exchange(node, node->next);

@@ -45,7 +45,7 @@ template <class T>
 struct Promise : PromiseBase {
   std::optional<T> value;
   Task<T> get_return_object();
-  template <class U>
+  template <class U = T>  // so that `co_return {...}` works
   void return_value(U&& result) {
     value.emplace(std::forward<U>(result));
   }
@@ -118,7 +118,8 @@ class Waiters {
   auto wait_until(TimeUs deadline) { return Awaiter(*this, deadline); }
   auto wait() { return Awaiter(*this, kNever); }
 
-  // Wakes all who wait, and all who will (one-shot). Callable from any thread, more than once.
+  // Wakes all who wait, first come first, and all who will (one-shot). Callable from any thread,
+  // more than once.
   void notify();
 
   bool notified() const {
