@@ -1,0 +1,292 @@
+#include "config/config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <charconv>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+
+#include "config/reader.h"
+#include "config/sections.h"
+
+namespace larder::config {
+namespace {
+
+constexpr std::size_t kMaxSecretBytes = 64 << 10;
+constexpr std::size_t kMaxSections = 1000;
+
+// At most `limit` bytes of a file.
+Result<std::string> read_file(const std::string& path, std::size_t limit) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return fail(ErrorCode::io, "it cannot be opened");
+  std::string content(limit + 1, '\0');
+  file.read(content.data(), static_cast<std::streamsize>(content.size()));
+  if (file.bad()) return fail(ErrorCode::io, "it cannot be read");
+  content.resize(static_cast<std::size_t>(file.gcount()));
+  if (content.size() > limit)
+    return fail(ErrorCode::too_large, fmt::format("it has more than {} bytes", limit));
+  return content;
+}
+
+// host:port or [v6]:port, with a port that exists.
+bool is_endpoint(std::string_view text) {
+  const std::size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) return false;
+  const std::string_view host = text.substr(0, colon);
+  const std::string_view port = text.substr(colon + 1);
+  const bool bracketed = host.starts_with('[') && host.ends_with(']') && host.size() > 2;
+  if (!bracketed && host.find_first_of(":[]/ ") != std::string_view::npos) return false;
+  std::uint16_t number = 0;
+  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), number);
+  return error == std::errc() && !port.empty() && end == port.data() + port.size();
+}
+
+// A section that is a table, or null and a problem.
+const toml::table* table_at(Reader& reader, const toml::table& root, std::string_view key,
+                            std::string_view label) {
+  const toml::node* node = root.get(key);
+  if (node == nullptr || node->is_table()) return node == nullptr ? nullptr : node->as_table();
+  reader.problem(node->source().begin,
+                 fmt::format("{} must be a table, got {}", label, described(*node)));
+  return nullptr;
+}
+
+// The part of `key` that is wanted, as an unsigned number.
+void count(Section& s, std::string_view key, std::int64_t max, std::uint64_t& out) {
+  std::int64_t value = 0;
+  if (s.integer(key, 1, max, value)) out = static_cast<std::uint64_t>(value);
+}
+
+void read_node(Section& s, NodeConfig& node) {
+  std::vector<Section::Item> items;
+  if (s.texts("listen", items)) {
+    node.listen.clear();
+    for (const auto& [text, at] : items) {
+      const bool unix_path = text.starts_with("unix:") && text.size() > 5;
+      if (!unix_path && !is_endpoint(text))
+        s.reader().problem(at, fmt::format("'{}' is not an address to listen on: use host:port, "
+                                           "[v6]:port or unix:/path",
+                                           text));
+      if (std::ranges::find(node.listen, text) != node.listen.end())
+        s.reader().problem(at, fmt::format("'{}' is listed twice in {}", text, s.path("listen")));
+      node.listen.push_back(text);
+    }
+    if (node.listen.empty() && !s.reader().failed())
+      s.problem_at("listen", "'listen' in [node] must name at least one address");
+  }
+  if (s.text("admin", node.admin) && !node.admin.empty() && !is_endpoint(node.admin))
+    s.problem_at("admin", fmt::format("'{}' is not an address: use host:port, or \"\" for no admin "
+                                      "server",
+                                      node.admin));
+  std::int64_t threads = node.threads;
+  if (s.integer("threads", 0, 1024, threads)) node.threads = static_cast<unsigned>(threads);
+  if (s.text("data_dir", node.data_dir) && node.data_dir.empty())
+    s.problem_at("data_dir", "'data_dir' in [node] must not be empty");
+  if (s.secret("requirepass", node.requirepass) && node.requirepass.empty())
+    s.problem_at("requirepass", "'requirepass' in [node] must not be empty: leave it out for none");
+  count(s, "max_clients", 1'000'000, node.max_clients);
+  count(s, "max_loads", 10'000'000, node.max_loads);
+  count(s, "max_waiters", 10'000'000, node.max_waiters);
+  const auto bytes = [&](std::string_view key, std::uint64_t& out) {
+    if (s.size(key, out) && (out < 1024 || out > (1ULL << 30)))
+      s.problem_at(key, fmt::format("{} must be from 1KiB to 1GiB", s.path(key)));
+  };
+  bytes("max_request", node.max_request_bytes);
+  bytes("max_output", node.max_output_bytes);
+  s.finish();
+}
+
+void read_near(Section& s, NearConfig& near) {
+  if (s.size("capacity", near.capacity_bytes) && near.capacity_bytes < (1 << 20))
+    s.problem_at("capacity", "'capacity' in [near] must be at least 1MiB");
+  std::string shared;
+  if (s.text("shared", shared) && !shared.empty())
+    s.problem_at("shared",
+                 "'shared' in [near] is not in this version: a near tier in shared memory comes "
+                 "later; leave it empty");
+  s.finish();
+}
+
+void read_engine(Section& s, EngineConfig& engine) {
+  static const std::vector<std::string> kLater = {"redis",         "rediss", "redis+sentinel",
+                                                  "redis+cluster", "valkey", "memcached",
+                                                  "hazelcast",     "ignite"};
+  if (s.secret("url", engine.url) && engine.url != "embedded:") {
+    const std::string scheme(scheme_of(engine.url));
+    if (std::ranges::find(kLater, scheme) != kLater.end()) {
+      s.problem_at("url",
+                   fmt::format("engine '{}' is not in this version: use \"embedded:\"", scheme));
+    } else {
+      std::vector<std::string> all = kLater;
+      all.emplace_back("embedded");
+      const std::string near_one = nearest(scheme, all);
+      s.problem_at("url",
+                   scheme.empty()
+                       ? std::string("'url' in [engine] has no scheme: use \"embedded:\"")
+                       : fmt::format("unknown engine '{}': use \"embedded:\"", scheme),
+                   near_one.empty() ? near_one : near_one + ":");
+    }
+  }
+  if (s.text("namespace", engine.name_space) && !is_section_name(engine.name_space))
+    s.problem_at("namespace",
+                 "'namespace' in [engine] must be 1 to 64 letters, digits, '_' or '-'");
+  std::int64_t partitions = engine.partitions;
+  if (s.integer("partitions", 1, 1024, partitions)) {
+    engine.partitions = static_cast<unsigned>(partitions);
+    if (!std::has_single_bit(engine.partitions))
+      s.problem_at(
+          "partitions",
+          fmt::format("'partitions' in [engine] must be a power of two, got {}", partitions),
+          std::to_string(std::bit_ceil(engine.partitions)));
+  }
+  s.finish();
+}
+
+void read_plain(Section& s, cache::PlainSpec& plain) {
+  std::size_t policy = 0;
+  if (s.choice("policy", {"evict", "refuse"}, policy)) plain.evict = policy == 0;
+  std::vector<Section::Item> prefixes;
+  if (s.texts("near", prefixes) && !prefixes.empty())
+    s.problem_at("near",
+                 "'near' in [plain] is not in this version: it needs an engine that tracks; the "
+                 "embedded one holds every plain key in the near tier anyway");
+  s.finish();
+}
+
+// Every table below `group`, such as [cache.product] below cache.
+template <class Read>
+void each_section(Reader& reader, const toml::table& root, std::string_view group, Read&& read) {
+  const toml::table* tables = table_at(reader, root, group, fmt::format("[{}]", group));
+  if (tables == nullptr) return;
+  if (tables->size() > kMaxSections) {
+    reader.problem(tables->source().begin,
+                   fmt::format("more than {} sections [{}.<name>]", kMaxSections, group));
+    return;
+  }
+  for (const auto& [key, node] : *tables) {
+    const std::string_view name = key.str();
+    if (!node.is_table()) {
+      reader.problem(key.source().begin,
+                     fmt::format("'{}' in [{}] must be a table [{}.<name>], got {}", name, group,
+                                 group, described(node)));
+      continue;
+    }
+    if (!is_section_name(name))
+      reader.problem(
+          key.source().begin,
+          fmt::format("the name of a {} must be 1 to 64 letters, digits, '_' or '-'", group));
+    Section section(reader, *node.as_table(), fmt::format("[{}.{}]", group, name));
+    read(section, name);
+  }
+}
+
+void check_overlaps(Reader& reader, const toml::table& root,
+                    const std::vector<cache::CacheSpec>& caches) {
+  const auto place = [&](const cache::CacheSpec& c) {
+    return root["cache"][c.name]["key"].node()->source().begin;
+  };
+  for (std::size_t i = 0; i < caches.size(); ++i)
+    for (std::size_t j = i + 1; j < caches.size(); ++j) {
+      const cache::CacheSpec* first = &caches[i];
+      const cache::CacheSpec* second = &caches[j];
+      // A pattern that could not be read has no text.
+      if (first->key.text().empty() || second->key.text().empty()) continue;
+      if (!policy::KeyPattern::overlap(first->key, second->key)) continue;
+      if (place(*second).line < place(*first).line) std::swap(first, second);
+      reader.problem(
+          place(*second),
+          fmt::format(
+              "the keys of [cache.{}] overlap those of [cache.{}] (line {}): both begin with "
+              "'{}'; give one of them a prefix of its own",
+              second->name, first->name, place(*first).line,
+              std::min(first->key.prefix(), second->key.prefix(),
+                       [](const auto& a, const auto& b) { return a.size() < b.size(); })));
+    }
+}
+
+void check_top_level(Reader& reader, const toml::table& root) {
+  static const std::vector<std::string> kKnown = {"node",   "near",  "engine", "plain",
+                                                  "source", "cache", "feed"};
+  for (const auto& [key, node] : root) {
+    const std::string_view name = key.str();
+    if (name == "feed") {
+      const toml::table* feeds = node.as_table();
+      toml::source_position at = key.source().begin;
+      if (feeds != nullptr && !feeds->empty()) at = feeds->begin()->first.source().begin;
+      reader.problem(at,
+                     "[feed] is not in this version: an application's own events come later; "
+                     "use LARDER.INVALIDATE, or `depends_on`");
+    } else if (std::ranges::find(kKnown, name) == kKnown.end()) {
+      reader.problem(key.source().begin,
+                     fmt::format("unknown {} '{}'", node.is_table() ? "section" : "key", name),
+                     nearest(name, kKnown));
+    }
+  }
+}
+
+Config read_all(Reader& reader, const toml::table& root) {
+  Config config;
+  check_top_level(reader, root);
+  const auto one = [&](std::string_view name, auto&& read, auto& out) {
+    const std::string label = fmt::format("[{}]", name);
+    if (const toml::table* table = table_at(reader, root, name, label)) {
+      Section section(reader, *table, label);
+      read(section, out);
+    }
+  };
+  one("node", read_node, config.node);
+  one("near", read_near, config.near);
+  one("engine", read_engine, config.engine);
+  one("plain", read_plain, config.plain);
+  std::vector<std::string> names;
+  each_section(reader, root, "source", [&](Section& section, std::string_view name) {
+    names.emplace_back(name);
+    config.sources.push_back(read_source(section, name));
+  });
+  each_section(reader, root, "cache", [&](Section& section, std::string_view name) {
+    config.caches.push_back(read_cache(section, name, names, config.sources));
+  });
+  check_overlaps(reader, root, config.caches);
+  return config;
+}
+
+}  // namespace
+
+Outside Outside::real() {
+  return {.environment = [](const std::string& name) -> std::optional<std::string> {
+            const char* value = std::getenv(name.c_str());
+            return value == nullptr ? std::nullopt : std::optional<std::string>(value);
+          },
+          .secret_file = [](const std::string& path) { return read_file(path, kMaxSecretBytes); }};
+}
+
+Loaded load_config(std::string_view text, std::string_view filename, const Outside& outside) {
+  if (text.size() > kMaxConfigBytes) {
+    Problem p{.file = std::string(filename),
+              .message = fmt::format("the file has more than {} bytes", kMaxConfigBytes)};
+    return std::unexpected(std::vector<Problem>{std::move(p)});
+  }
+  Reader reader(text, filename, outside);
+  toml::table root;
+  try {
+    root = toml::parse(text, filename);
+  } catch (const toml::parse_error& error) {
+    reader.problem(error.source().begin, std::string(error.description()));
+    return std::unexpected(reader.take_problems());
+  }
+  Config config = read_all(reader, root);
+  if (reader.failed()) return std::unexpected(reader.take_problems());
+  return config;
+}
+
+Loaded load_config_file(const std::string& path, const Outside& outside) {
+  const auto text = read_file(path, kMaxConfigBytes);
+  if (text) return load_config(*text, path, outside);
+  Problem p{.file = path, .message = text.error().message};
+  return std::unexpected(std::vector<Problem>{std::move(p)});
+}
+
+}  // namespace larder::config
