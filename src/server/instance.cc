@@ -45,15 +45,6 @@ Result<std::unique_ptr<Instance>> Instance::start(const config::Config& config) 
   return instance;
 }
 
-Result<std::vector<std::string>> Instance::guarantees(const config::Config& config) {
-  const std::unique_ptr<Instance> instance(new Instance(config));
-  if (auto built = instance->build(); !built) return std::unexpected(built.error());
-  std::vector<std::string> texts;
-  for (std::size_t i = 0; i < config.caches.size(); ++i)
-    texts.push_back(instance->node_->guarantee(i));
-  return texts;
-}
-
 Result<void> Instance::build() {
   if (config_.engine.url != "embedded:")
     return fail(ErrorCode::config,

@@ -33,10 +33,6 @@ class Instance {
   // a free one. Errors: config, io, and those of the sources.
   static Result<std::unique_ptr<Instance>> start(const config::Config& config);
 
-  // What each cache of the configuration guarantees, and what that rests on; opens the sources,
-  // listens nowhere. In the order of config.caches.
-  static Result<std::vector<std::string>> guarantees(const config::Config& config);
-
   // Stops, if that has not been done, and waits.
   ~Instance();
   Instance(const Instance&) = delete;
