@@ -112,12 +112,15 @@ std::string masked_url(std::string_view url) {
 }
 
 std::string masked(std::string_view line) {
-  const std::size_t equals = line.find('=');
-  const std::string_view key = line.substr(0, equals);
-  if (equals != std::string_view::npos && key.find("requirepass") != std::string_view::npos) {
-    const std::string_view value = line.substr(equals + 1);
-    if (!value.starts_with(" \"${") && !value.starts_with(" \"file:"))
-      return fmt::format("{}= ***", key);
+  // By part of a name, so that a misspelt one is masked as well.
+  for (const std::string_view word : {"pas", "pw", "secret", "token"}) {
+    const std::size_t at = line.find(word);
+    const std::size_t equals = line.find('=', std::min(at, line.size()));
+    if (equals == std::string_view::npos || line.find("://") < at) continue;
+    std::string_view value = line.substr(equals + 1);
+    value.remove_prefix(std::min(value.find_first_not_of(" \t\"'"), value.size()));
+    if (value.starts_with("${") || value.starts_with("file:")) continue;
+    return fmt::format("{} ***", line.substr(0, equals + 1));
   }
   return masked_url(line);
 }
