@@ -11,9 +11,9 @@
 namespace larder::net {
 
 struct HttpRequest {
-  std::string method;
-  std::string path;   // without the query
-  std::string query;  // behind the '?'
+  std::string method;  // HEAD arrives as GET; its answer goes without the body
+  std::string path;    // without the query
+  std::string query;   // behind the '?'
 };
 
 struct HttpResponse {
@@ -22,8 +22,9 @@ struct HttpResponse {
   std::string body;
 };
 
-// Serves until runtime.stop_listening(); connections end with `group`. Limits: 8 KiB of header, 64 KiB
-// of body, 10 s a request, 64 connections. `handler` runs on the connection's loop and must not block.
+// Serves until runtime.stop_listening(); connections end with `group`. Limits: 8 KiB of header, 64
+// KiB of body (which is read and dropped), 10 s a request, waiting for it included, 64 connections.
+// `handler` runs on the connection's loop, on several at once, and must not block.
 Result<std::string> serve_http(Runtime& runtime, const std::string& address, TaskGroup& group,
                                std::function<HttpResponse(const HttpRequest&)> handler);
 

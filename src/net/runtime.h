@@ -20,8 +20,8 @@ class Stream {
  public:
   virtual ~Stream() = default;
 
-  // Reads what is there, at least one byte, into `buffer` (which must stay until then). 0 = the peer
-  // has closed, or shutdown() was called. One reader at a time.
+  // Reads what is there, at least one byte, into `buffer` (which must stay until then). 0 = the
+  // peer has closed, or shutdown() was called. One reader at a time.
   virtual Task<Result<std::size_t>> read_some(char* buffer, std::size_t size) = 0;
 
   // Writes now what the socket takes, without suspending: the number of bytes taken, maybe 0.
@@ -33,7 +33,7 @@ class Stream {
   // Ends pending and later reads and writes. Callable more than once.
   virtual void shutdown() = 0;
 
-  virtual std::string peer() const = 0;   // "127.0.0.1:53211", "unix:/path"
+  virtual std::string peer() const = 0;  // "127.0.0.1:53211", "unix:/path"
   virtual std::string local() const = 0;
   virtual int fd() const = 0;
 };
@@ -57,10 +57,12 @@ class Runtime {
   virtual void on_signal(std::function<void(int)> handler) = 0;
 
   // Listens on "host:port" ("127.0.0.1:0" takes a free port, "[::1]:7379" is IPv6, "*:7379" all
-  // addresses) or "unix:/path" (a stale socket file is replaced, a live one is an error). Hands each
-  // connection to the loop with the fewest, where `accept` is called with it and spawned into `group`
-  // by the runtime; the connection is counted until that task ends. At most `max_connections`:
-  // one more is told `refusal` and closed. Returns the bound address with the real port.
+  // addresses) or "unix:/path" (a stale socket file is replaced, a live one is an error). Hands
+  // each connection to the loop with the fewest, where `accept` is called with it and spawned into
+  // `group` by the runtime; the connection is counted until that task ends. At most
+  // `max_connections` of this address; one more is told `refusal` and closed. Returns the bound
+  // address with the real port. `accept` is called from several loops at once, and outlives every
+  // task it made. Thread-safe.
   virtual Result<std::string> listen(const std::string& address, TaskGroup& group,
                                      std::function<Task<void>(std::unique_ptr<Stream>)> accept,
                                      std::size_t max_connections, std::string refusal) = 0;

@@ -21,8 +21,8 @@ class WorkerPool {
   WorkerPool(unsigned threads, std::size_t queue_limit, std::string name);
   ~WorkerPool();  // finishes what is queued, then joins
 
-  // Runs `job` on a thread of the pool, resumes the caller on its loop afterwards. False: the queue is
-  // at its limit, the job was not taken.
+  // Runs `job` on a thread of the pool, resumes the caller on its loop afterwards. False: the queue
+  // is at its limit, the job was not taken.
   auto run(Job job) { return Awaiter{*this, std::move(job)}; }
 
   std::size_t queued() const;
