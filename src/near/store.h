@@ -187,7 +187,9 @@ class Store {
   View view_of(const Entry& entry, Meta& meta) const;
   bool is_void(const Entry& entry) const;
   template <class Step>
-  std::uint64_t walk(std::uint64_t cursor, unsigned count, Step&& step) const;
+  std::uint64_t walk(std::uint64_t cursor, unsigned count, bool locked, Step&& step) const;
+  std::uint64_t scan_with(std::uint64_t cursor, unsigned count, TimeUs now, bool locked,
+                          const std::function<void(const View&)>& visit) const;
 
   Options options_;
   std::uint64_t shard_capacity_;
