@@ -18,8 +18,8 @@ using ::testing::IsEmpty;
 using ::testing::Not;
 
 // Neither variables nor files but these.
-Outside outside(std::map<std::string, std::string> variables = {},
-                std::map<std::string, std::string> files = {}) {
+Outside outside(const std::map<std::string, std::string>& variables = {},
+                const std::map<std::string, std::string>& files = {}) {
   return {.environment = [variables](const std::string& name) -> std::optional<std::string> {
             const auto found = variables.find(name);
             return found == variables.end() ? std::nullopt : std::optional(found->second);

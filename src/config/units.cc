@@ -41,9 +41,11 @@ std::optional<double> take_number(std::string_view& text) {
     ++size;
     while (size < text.size() && is_digit(text[size])) ++size;
   }
+  const char* const digits = text.data();
+  const char* const digits_end = digits + size;
   double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + size, value);
-  if (error != std::errc() || end != text.data() + size) return std::nullopt;
+  const auto [end, error] = std::from_chars(digits, digits_end, value);
+  if (error != std::errc() || end != digits_end) return std::nullopt;
   text.remove_prefix(size);
   return value;
 }

@@ -29,9 +29,7 @@ unsigned stripe();
 // Only grows. Thread-safe.
 class Counter {
  public:
-  void add(std::uint64_t n = 1) {
-    cells_[stripe()].value.fetch_add(n, std::memory_order_relaxed);
-  }
+  void add(std::uint64_t n = 1) { cells_[stripe()].value.fetch_add(n, std::memory_order_relaxed); }
   std::uint64_t value() const;
 
  private:
@@ -89,9 +87,10 @@ class Registry {
   Counter& counter(std::string_view name, Labels labels, std::string_view help);
   // Rendered in seconds (name ends in _seconds).
   Histogram& histogram(std::string_view name, Labels labels, std::string_view help);
-  // A gauge, or a counter kept elsewhere, is read when somebody asks. `read` must stay callable from
-  // any thread until remove_callbacks(owner) has returned, and must not call the registry. The same
-  // series from two owners is rendered as their sum; from the same owner, the later one counts.
+  // A gauge, or a counter kept elsewhere, is read when somebody asks. `read` must stay callable
+  // from any thread until remove_callbacks(owner) has returned, and must not call the registry. The
+  // same series from two owners is rendered as their sum; from the same owner, the later one
+  // counts.
   enum class Kind : std::uint8_t { counter, gauge };
   void callback(Kind kind, std::string_view name, Labels labels, std::string_view help,
                 std::function<double()> read, const void* owner);
@@ -104,8 +103,9 @@ class Registry {
   // Callbacks are not visited. `visit` must not call the registry.
   void each_counter(std::string_view name,
                     const std::function<void(const Labels&, std::uint64_t)>& visit) const;
-  void each_histogram(std::string_view name,
-                      const std::function<void(const Labels&, const Histogram::Summary&)>& visit) const;
+  void each_histogram(
+      std::string_view name,
+      const std::function<void(const Labels&, const Histogram::Summary&)>& visit) const;
 
  private:
   struct Impl;

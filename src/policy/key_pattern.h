@@ -1,10 +1,10 @@
 // Key patterns: "product:{id:int}", "page:{user}:{lang:text}". Parsing, matching, rendering; pure.
 //
 // A text parameter ends at the next literal and cannot contain it; only the last may contain
-// anything. `{{` and `}}` are literal braces. Two parameters may not touch. Only the canonical text of
-// a value matches: product:7, not product:007; a UUID in lower case. Types: int (64-bit, signed),
-// uuid, text (the default; never empty). A pattern begins with a literal. One without parameters
-// matches one key, and owns no other.
+// anything. `{{` and `}}` are literal braces. Two parameters may not touch. Only the canonical text
+// of a value matches: product:7, not product:007; a UUID in lower case. Types: int (64-bit,
+// signed), uuid, text (the default; never empty). A pattern begins with a literal. One without
+// parameters matches one key, and owns no other.
 #pragma once
 
 #include <string>
@@ -23,7 +23,7 @@ struct KeyParam {
 };
 
 enum class Match : std::uint8_t {
-  no,        // another cache's key, or a plain one
+  no,  // another cache's key, or a plain one
   yes,
   bad_part,  // the declared prefix, but a parameter is not canonical: -LARDER_BADKEY
 };
@@ -45,7 +45,8 @@ class KeyPattern {
   Match match(std::string_view key, std::vector<std::string_view>& values) const;
 
   // The key for these texts; an error if one is not a canonical value of its parameter (wrong type,
-  // empty, or a text that contains the literal that follows). REQUIRES: one text for each parameter.
+  // empty, or a text that contains the literal that follows). REQUIRES: one text for each
+  // parameter.
   Result<std::string> render(const std::vector<std::string_view>& values) const;
 
   // Why `match` says bad_part: "id must be an integer in canonical form (got 'abc')".
