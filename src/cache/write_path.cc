@@ -208,10 +208,16 @@ Task<Result<std::vector<Written>>> Node::write(std::vector<WriteOp> ops) {
   for (const WriteOp& op : ops)
     if (std::ranges::find(change.keys, op.key) == change.keys.end()) change.keys.push_back(op.key);
   const std::vector<std::string> changed = change.keys;
+  engine::Change again = change;
   Result<void> invalidated = co_await self.invalidate(std::move(change), "write");
   if (!invalidated) co_return std::unexpected(invalidated.error());
 
   Result<void> committed = co_await transaction->commit();
+  if (!self.sources[*source]->source->capabilities().snapshots) {
+    // A load between the two may have read the old value, and nothing but its ticket could tell.
+    invalidated = co_await self.invalidate(std::move(again), "write");
+    if (!invalidated) co_return std::unexpected(invalidated.error());
+  }
   // Whoever begins from here on has the right to see the commit: no old flight for him. After an
   // error the same holds, since the outcome may be unknown.
   for (const std::string& key : changed) self.flights.close(key, hash_bytes(key));

@@ -549,10 +549,7 @@ TEST(FillProtocol, EveryRuleIsNeeded) {
     Config world;
   };
   std::vector<Control> controls{
-      {"A",
-       {.name = "ticket not checked",
-        .writers = {kForeign},
-        .rules = {.ticket = false, .tombstone = false}}},
+      {"A", {.name = "ticket not checked", .writers = {kForeign}, .rules = {.ticket = false}}},
       {"AC",
        {.name = "tombstone not checked", .writers = {kLarder}, .rules = {.tombstone = false}}},
       {"AC",

@@ -98,10 +98,10 @@ class FakeSource final : public source::Source {
     std::string token;  // what the writer wrote: finds its commit again
   };
 
-  FakeSource(SimLoop& loop, Random& random, const Faults& faults, bool feed = true)
+  FakeSource(SimLoop& loop, Random& random, const Faults& faults, bool feed, bool snapshots)
       : loop_(loop), random_(random), faults_(faults) {
     capabilities_ = {.kind = "fake",
-                     .snapshots = true,
+                     .snapshots = snapshots,
                      .feed = feed,
                      .feed_rests_on = "the simulation",
                      .why_no_feed = "switched off"};
