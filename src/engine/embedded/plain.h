@@ -1,8 +1,8 @@
 // Plain keys on the embedded engine: the string commands of Redis over near::Store.
 //
-// A command is data (its row in the table: arity, flags, where its keys are) and a function that runs
-// under the locks of its keys. MULTI/EXEC is the same with the union of the locks, so a transaction is
-// seen whole or not at all. Thread-safe; nothing suspends.
+// A command is data (its row in the table: arity, flags, where its keys are) and a function that
+// runs under the locks of its keys. MULTI/EXEC is the same with the union of the locks, so a
+// transaction is seen whole or not at all. Thread-safe; nothing suspends.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +23,11 @@ struct PlainCommand {
   std::string_view name;  // lower case
   int arity;              // Redis's: the number of arguments with the name; negative: at least
   bool writes;
-  bool may_grow;          // may use more memory (Redis's denyoom)
-  int first_key;          // 1-based; 0: no keys
-  int last_key;           // negative: from the end
+  bool may_grow;  // may use more memory (Redis's denyoom)
+  int first_key;  // 1-based; 0: no keys
+  int last_key;   // negative: from the end
   int key_step;
-  bool whole_keyspace;    // SCAN, KEYS, DBSIZE, ...: takes all locks (or, alone, walks without)
+  bool whole_keyspace;  // SCAN, KEYS, DBSIZE, ...: takes all locks (or, alone, walks without)
 };
 
 // For WATCH: what a key looked like.
@@ -43,7 +43,6 @@ struct QueuedCommand {
 
 class PlainCommands {
  public:
-
   // Declared entries are part of SCAN, KEYS and DBSIZE: they describe the cache.
   explicit PlainCommands(near::Store& store) : store_(store) {}
 
@@ -57,8 +56,8 @@ class PlainCommands {
   // Runs one command and appends its reply. REQUIRES: command == *find(args[0]), arity_fits.
   void run(const PlainCommand& command, Args args, TimeUs now, wire::Writer& out);
 
-  // Runs queued commands as one step and appends the array of their replies; appends a null array and
-  // runs nothing if a watched key has changed.
+  // Runs queued commands as one step and appends the array of their replies; appends a null array
+  // and runs nothing if a watched key has changed.
 
   void run_transaction(std::span<const QueuedCommand> commands, std::span<const Watch> watches,
                        TimeUs now, wire::Writer& out);
