@@ -58,6 +58,7 @@ same '--scan finds all' 500 "$(cli --scan --pattern "$run:q:*" | sort -u | wc -l
 same 'multi, exec' 'OK QUEUED QUEUED OK 1 ' \
   "$(printf 'multi\nset %s:m 5\nincr %s:t\nexec\n' "$run" "$run" | cli | tr '\n' ' ')"
 coproc watcher { stdbuf -oL redis-cli -h "$host" -p "$port"; }
+watcher_id=$watcher_PID
 reply() { IFS= read -r -t 10 line <&"${watcher[0]}" || line='no answer'; }
 say() { printf '%s\n' "$*" >&"${watcher[1]}"; }
 say watch "$run:m"; reply; same 'watch' OK "$line"
@@ -66,7 +67,8 @@ say multi; reply; same 'multi after watch' OK "$line"
 say set "$run:m" 7; reply; same 'queued' QUEUED "$line"
 say exec; reply; same 'exec after a conflict' '' "$line"
 same 'the value of the other writer' 6 "$(cli get "$run:m")"
-exec {watcher[1]}>&-
+say quit
+wait "$watcher_id" 2>/dev/null || true
 
 # Pub/Sub: the listener says when it is subscribed; then one message.
 coproc listener { stdbuf -oL redis-cli -h "$host" -p "$port" subscribe "$run:news"; }
