@@ -1,7 +1,9 @@
 // LARDER.LEASE and LARDER.FILL: race-free, stampede-safe cache-aside on plain keys, for any source.
 //
 // On a miss one caller gets a ticket and loads; the others wait for its fill, or are told `busy`. A
-// ticket ends after its time, or by any change of the key. Bounded: at most `max_leases` at once.
+// ticket ends after its time, or by any change of the key (which those who wait already learn at
+// the next LEASE or FILL of the key, at the latest when its time is up). Bounded: at most
+// `max_leases` at once. Thread-safe; nothing suspends but lease().
 #pragma once
 
 #include <cstdint>
@@ -34,12 +36,14 @@ class Leases {
   Leases(near::Store& store, const Options& options);
   ~Leases();
 
-  // A value, a ticket, or (after waiting up to wait_us for the holder's fill) busy. When the holder's
-  // time is up, or its key changed, one waiter gets the next ticket.
+  // A value, a ticket, or (after waiting up to wait_us for the holder's fill) busy. When the
+  // holder's time is up, or its key changed, one waiter gets the next ticket. Errors: overloaded.
+  // REQUIRES: Loop::current(), if wait_us > 0; the object outlives the wait.
   Task<Result<Lease>> lease(std::string key, DurationUs wait_us);
 
-  // true: stored. false: refused, because the ticket is void, over, or unknown: the caller serves its
-  // value and stores nothing. expiry: absolute, or kNever.
+  // true: stored. false: refused, because the ticket is void, over, or unknown: the caller serves
+  // its value and stores nothing. expiry: absolute, or kNever. It ends the lease in any case but
+  // that of a wrong ticket. Errors: syntax (too large, more than 255 tags), out_of_memory.
   Result<bool> fill(std::string_view key, std::string_view ticket, std::string_view value,
                     TimeUs now, TimeUs expiry, const std::vector<std::string>& tags);
 
