@@ -24,12 +24,10 @@ class Peer : public std::enable_shared_from_this<Peer> {
   // The session's side. Called on the session's loop, never after detach().
   class Owner {
    public:
+    virtual ~Owner() = default;
     virtual void on_pushes() = 0;  // take_pushes() has something
     virtual void on_kill() = 0;    // close now
     virtual void on_finish() = 0;  // answer what is under way, then close
-
-   protected:
-    ~Owner() = default;
   };
 
   Peer(std::uint64_t id, std::string address, std::string local, int fd, Loop& loop, TimeUs now,

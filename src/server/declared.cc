@@ -89,12 +89,9 @@ bool Session::run_keys_now(const CommandRow& row, Args args) {
   keys_.clear();
   append_keys(row, args, keys_);
   std::size_t declared = 0;
-  int one = -1;
   for (const std::string_view key : keys_) {
     if (!route(key, cache)) return true;
-    if (cache < 0) continue;
-    ++declared;
-    one = cache;
+    declared += cache >= 0 ? 1 : 0;
   }
   if (declared == 0) {
     run_plain(row, args);
@@ -115,8 +112,7 @@ bool Session::run_keys_now(const CommandRow& row, Args args) {
       for (const std::string_view key : keys_) {
         route(key, cache);
         if (cache < 0) continue;
-        one = cache;
-        refuse_declared(row, key, one);
+        refuse_declared(row, key, cache);
         return true;
       }
   }

@@ -5,8 +5,6 @@
 #include <future>
 #include <random>
 
-#include "server/sources.h"
-
 namespace larder::server {
 namespace {
 
@@ -36,10 +34,10 @@ Task<void> serve_client(SessionContext& context, std::unique_ptr<net::Stream> st
 
 }  // namespace
 
-Instance::Instance(const config::Config& config) : config_(config) {}
+Instance::Instance(const config::Config& config, Log log) : config_(config), log_(std::move(log)) {}
 
-Result<std::unique_ptr<Instance>> Instance::start(const config::Config& config) {
-  std::unique_ptr<Instance> instance(new Instance(config));
+Result<std::unique_ptr<Instance>> Instance::start(const config::Config& config, Log log) {
+  std::unique_ptr<Instance> instance(new Instance(config, std::move(log)));
   if (auto built = instance->build(); !built) return std::unexpected(built.error());
   if (auto launched = instance->launch(); !launched) return std::unexpected(launched.error());
   return instance;
@@ -56,8 +54,7 @@ Result<void> Instance::build() {
                                                       .evict_plain = config_.plain.evict});
   cache::Parts parts;
   for (const cache::SourceSpec& spec : config_.sources) {
-    auto source = open_source(spec, cache::Node::load_statements(config_.caches, spec.name),
-                              cache::Node::watched_tables(config_.caches, spec.name), metrics_);
+    auto source = open_source(spec, config_.caches, metrics_, log_);
     if (!source) return std::unexpected(source.error());
     parts.source_names.push_back(spec.name);
     parts.sources.push_back(source->get());
@@ -177,7 +174,7 @@ Instance::~Instance() {
 }
 
 void Instance::stop_on_signals() {
-  runtime_->on_signal([this](int) { request_stop(); });
+  runtime_->loop(0).post([this] { runtime_->on_signal([this](int) { request_stop(); }); });
 }
 
 void Instance::request_stop() {

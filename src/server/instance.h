@@ -22,6 +22,7 @@
 #include "server/clients.h"
 #include "server/pubsub.h"
 #include "server/session.h"
+#include "server/sources.h"
 #include "source/source.h"
 
 namespace larder::server {
@@ -31,7 +32,7 @@ class Instance {
  public:
   // Opens the sources and listens; answers clients when this returns. An address with port 0 takes
   // a free one. Errors: config, io, and those of the sources.
-  static Result<std::unique_ptr<Instance>> start(const config::Config& config);
+  static Result<std::unique_ptr<Instance>> start(const config::Config& config, Log log = {});
 
   // Stops, if that has not been done, and waits.
   ~Instance();
@@ -56,7 +57,7 @@ class Instance {
   Clients& clients() { return clients_; }
 
  private:
-  explicit Instance(const config::Config& config);
+  Instance(const config::Config& config, Log log);
   Result<void> build();
   Result<void> launch();
   Result<void> listen();
@@ -66,6 +67,7 @@ class Instance {
   Task<void> finish_sessions();
 
   const config::Config config_;
+  const Log log_;
   obs::Registry metrics_;
   std::unique_ptr<net::Runtime> runtime_;
   std::unique_ptr<near::Store> near_;

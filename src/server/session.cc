@@ -33,6 +33,7 @@ Session::Session(SessionContext& context, std::unique_ptr<net::Stream> stream)
                                        : limits_before_login(context.limits.wire)),
       parser_is_limited_(!context.password.empty()),
       table_(CommandTable::instance()),
+      get_row_(table_.find("get")),
       authenticated_(context.password.empty()) {
   update_ready();
   context_.clients->add(peer_);
@@ -41,9 +42,10 @@ Session::Session(SessionContext& context, std::unique_ptr<net::Stream> stream)
 Session::~Session() = default;
 
 void Session::update_ready() {
+  const bool in_channels =
+      std::ranges::any_of(subscriptions_, [](const auto& names) { return !names.empty(); });
   ready_ = authenticated_ && !in_multi_ && reply_mode_ == ReplyMode::on &&
-           (writer_.protocol() == 3 ||
-            std::ranges::all_of(subscriptions_, &decltype(subscriptions_)::value_type::empty));
+           (writer_.protocol() == 3 || !in_channels);
 }
 
 // Room for the next read behind end_: grows for a command that does not fit, but never faster than
@@ -106,12 +108,14 @@ Task<void> Session::run() {
         std::size_t before = out_.size();
         if (!run_now(args)) {
           // What is answered already need not wait for a load.
-          co_await flush();
+          if (!out_.empty() || pushes_waiting_) co_await flush();
           before = out_.size();
           co_await run_later(*current_, args);
           now_ = monotonic_now_us();
         }
         apply_reply_mode(before);
+      } else {
+        current_ = get_row_;
       }
       begin_ += parser_.consumed();
       if (parser_is_limited_ && authenticated_) {

@@ -68,7 +68,7 @@ class Session final : public Peer::Owner {
  public:
   // REQUIRES: on the stream's loop.
   Session(SessionContext& context, std::unique_ptr<net::Stream> stream);
-  ~Session();
+  ~Session() override;
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
@@ -240,6 +240,7 @@ class Session final : public Peer::Owner {
   TimeUs now_ = 0;  // read once a batch, and after each suspension
   bool ready_ = false;
   const CommandTable& table_;
+  const CommandRow* const get_row_;
   const CommandRow* current_ = nullptr;
   bool needs_later_ = false;            // a `now` handler asks for its `later`
   std::vector<std::string_view> keys_;  // scratch

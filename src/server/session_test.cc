@@ -19,7 +19,7 @@ config::Config plain_config() {
   config.node.listen = {"127.0.0.1:0"};
   config.node.admin = "127.0.0.1:0";
   config.node.threads = 2;
-  config.near.capacity_bytes = 32 << 20;
+  config.near.capacity_bytes = 256 << 20;
   return config;
 }
 
@@ -135,7 +135,7 @@ TEST_F(SessionTest, LargeValuesGrowTheBuffersAndPass) {
   for (const std::size_t size : {15'000UL, 16'384UL, 100'000UL, 1UL << 20}) {
     const std::string value(size, 'v');
     ASSERT_EQ(c.text({"SET", "big", value}), "OK") << size;
-    ASSERT_EQ(c.text({"GET", "big"}), value) << size;
+    ASSERT_TRUE(c.text({"GET", "big"}) == value) << size;
     ASSERT_EQ(c.text({"PING"}), "PONG");
   }
 }
@@ -151,7 +151,7 @@ TEST_F(SessionTest, AClientThatDoesNotReadIsNotReadFrom) {
   for (int i = 0; i < kRequests; ++i) requests += TestClient::encode({"GET", "v"});
   std::thread sender([&] { slow.send_raw(requests); });
   EXPECT_EQ(other.text({"PING"}), "PONG");
-  for (int i = 0; i < kRequests; ++i) ASSERT_EQ(TestClient::to_text(slow.receive()), value) << i;
+  for (int i = 0; i < kRequests; ++i) ASSERT_TRUE(TestClient::to_text(slow.receive()) == value) << i;
   sender.join();
 }
 
@@ -333,7 +333,7 @@ TEST_F(SessionTest, TellsAboutItself) {
                                "role:master", "cluster_enabled:0", "connected_clients:1"})
     EXPECT_THAT(info, HasSubstr(expected));
   EXPECT_EQ(c.text({"INFO", "cluster"}), "# Cluster\r\ncluster_enabled:0\r\n");
-  EXPECT_THAT(c.text({"CONFIG", "GET", "maxmemory"}), "[maxmemory, 33554432]");
+  EXPECT_THAT(c.text({"CONFIG", "GET", "maxmemory"}), "[maxmemory, 268435456]");
   EXPECT_EQ(c.text({"CONFIG", "GET", "save", "appendonly"}), "[appendonly, no, save, ]");
   EXPECT_THAT(c.text({"CONFIG", "SET", "maxmemory", "1"}), HasSubstr("TOML"));
   EXPECT_EQ(c.text({"CLUSTER", "KEYSLOT", "foo"}), "(int) 12182");

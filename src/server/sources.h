@@ -1,7 +1,9 @@
 // From a [source.x] of the configuration to a source that is open.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cache/spec.h"
@@ -10,10 +12,14 @@
 
 namespace larder::server {
 
-// By the scheme of its URL. Errors: config (a scheme that is not in this version), source_down, io.
+// One line for the people who run it. Called from any thread.
+using Log = std::function<void(std::string)>;
+
+// By the scheme of its URL; every statement of the caches that use it is checked against the
+// database. Blocks. Errors: config (also for a statement that the database does not take),
+// source_down, io.
 Result<std::unique_ptr<source::Source>> open_source(const cache::SourceSpec& spec,
-                                                    std::vector<source::LoadStatement> loads,
-                                                    std::vector<source::WatchedTable> watched,
-                                                    obs::Registry& metrics);
+                                                    const std::vector<cache::CacheSpec>& caches,
+                                                    obs::Registry& metrics, Log log);
 
 }  // namespace larder::server

@@ -268,7 +268,7 @@ Task<void> Session::exec_mixed(Args) {
       out_ += plain_replies[next_plain++];
     } else if (kinds[i].part == Part::declared_write) {
       // All of them at the place of the first: what was read before it shows the state before.
-      if (next_write == 0) written = co_await context_.node->write(std::move(ops));
+      if (next_write == 0) written = co_await context_.node->write(std::exchange(ops, {}));
       const std::size_t count = ops_of[next_write++];
       if (written)
         write_answer(*rows[i], std::span(*written).subspan(next_op, count));

@@ -1,0 +1,32 @@
+// A blocking connection to a node that runs, for the tools: one command at a time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "wire/resp.h"
+
+namespace larder::app {
+
+class Remote {
+ public:
+  // "host:port" or "unix:/path". Whoever answers nothing for `timeout_s` is an error.
+  static Result<Remote> connect(const std::string& address, const std::string& password,
+                                int timeout_s);
+  Remote(Remote&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Remote& operator=(Remote&&) = delete;
+  ~Remote();
+
+  // An error reply is a Reply; an error is one of the connection.
+  Result<wire::Reply> call(const std::vector<std::string>& args);
+
+ private:
+  explicit Remote(int fd) : fd_(fd) {}
+  int fd_;
+};
+
+// A GET of the admin port; the body of a 200.
+Result<std::string> admin_get(const std::string& address, const std::string& path, int timeout_s);
+
+}  // namespace larder::app
