@@ -3,16 +3,21 @@
 
 #include <boost/json.hpp>
 
+#include "base/units.h"
 #include "cache/impl.h"
 
 namespace larder::cache {
 namespace {
 
+// As people read it: two digits suffice.
 std::string duration(DurationUs us) {
-  if (us >= 100 * kSecond) return fmt::format("{}s", us / kSecond);
-  if (us >= kSecond) return fmt::format("{:.1f}s", static_cast<double>(us) / kSecond);
-  if (us >= kMillisecond) return fmt::format("{:.1f}ms", static_cast<double>(us) / kMillisecond);
-  return fmt::format("{}us", us);
+  if (us >= 100 * kSecond)
+    us -= us % kSecond;
+  else if (us >= kSecond)
+    us -= us % (100 * kMillisecond);
+  else if (us >= kMillisecond)
+    us -= us % 100;
+  return format_duration(us);
 }
 
 std::string_view state_of(policy::Freshness freshness, bool is_void) {
@@ -31,32 +36,8 @@ std::string_view state_of(policy::Freshness freshness, bool is_void) {
 }  // namespace
 
 std::string Node::guarantee(std::size_t index) const {
-  const CacheRuntime& cache = *impl_->caches[index];
-  const SourceRuntime& source = *impl_->sources[cache.source];
-  const source::Capabilities& can = source.source->capabilities();
-  const std::string feed =
-      can.feed ? can.feed_rests_on : fmt::format("no feed ({})", can.why_no_feed);
-  switch (cache.spec.consistency) {
-    case Consistency::eventual:
-      return can.feed ? fmt::format("eventual: changes by anyone void it, by {}; else ttl {}", feed,
-                                    duration(cache.ttl_us))
-                      : fmt::format(
-                            "eventual: writes through Larder void it; changes by others show "
-                            "within ttl {}; {}",
-                            duration(cache.ttl_us), feed);
-    case Consistency::bounded:
-      return can.feed
-                 ? fmt::format("bounded: never older than {}, by {}", duration(cache.spec.bound_us),
-                               feed)
-                 : fmt::format("bounded: never older than {}, by a ttl of min(ttl, bound) = {}; {}",
-                               duration(cache.spec.bound_us), duration(cache.ttl_us), feed);
-    case Consistency::strong:
-      return fmt::format(
-          "strong: linearizable for writes through Larder; never late, whatever fails; "
-          "changes by others: {}",
-          feed);
-  }
-  return {};
+  const Guarantee& promise = impl_->caches[index]->guarantee;
+  return fmt::format("{}; rests on: {}", promise.name, promise.rests_on);
 }
 
 Explanation Node::explain(std::string_view key, TimeUs now) {

@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "base/sync.h"
 #include "cache/flights.h"
+#include "cache/guarantee.h"
 #include "cache/node.h"
 #include "policy/freshness.h"
 #include "source/sql_text.h"
@@ -59,7 +60,7 @@ struct CacheRuntime {
   std::uint16_t id = 0;  // near::Meta::cache_id
   unsigned source = 0;   // index
   policy::FreshnessRules rules;
-  DurationUs ttl_us = 0;  // effective: min(ttl, bound) without a feed
+  Guarantee guarantee;
   bool keeps_for_error = false;
   std::string cache_tag;  // every entry bears it: voids the whole cache
   std::vector<PartialDependency> partial;

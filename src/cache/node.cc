@@ -155,15 +155,12 @@ Node::Impl::Impl(Parts given)
     const auto source = std::ranges::find(given.source_names, spec.source);
     LARDER_ASSERT(source != given.source_names.end());
     cache->source = static_cast<unsigned>(source - given.source_names.begin());
-    const bool feed = sources[cache->source]->source->capabilities().feed;
+    cache->guarantee = guarantee_of(spec, &sources[cache->source]->source->capabilities());
     cache->rules = {.stale_while_revalidate_us = spec.stale_while_revalidate_us,
                     .stale_if_error_us = spec.stale_if_error_us,
                     .refresh_ahead = spec.refresh_ahead,
                     .strong = spec.consistency == Consistency::strong,
                     .bound_us = spec.consistency == Consistency::bounded ? spec.bound_us : 0};
-    cache->ttl_us = spec.consistency == Consistency::bounded && !feed
-                        ? std::min(spec.ttl_us, spec.bound_us)
-                        : spec.ttl_us;
     cache->keeps_for_error = spec.stale_if_error_us > 0 && !cache->rules.strong;
     cache->cache_tag = "@cache:" + spec.name;
     cache->load_names = placeholder_names(spec.load);

@@ -36,7 +36,7 @@ policy::Freshness Node::Impl::judge(const CacheRuntime& cache, const near::View&
       .soft_expiry = view.meta.soft_expiry,
       .load_us = view.meta.load_us,
       .is_void = view.is_void,
-      .heartbeat = cache.rules.bound_us
+      .heartbeat = cache.rules.bound_us && cache.guarantee.fed
                        ? sources[cache.source]->heartbeat.load(std::memory_order_acquire)
                        : 0,
       .source_failed = source_failed};
@@ -235,9 +235,8 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
     if (row->key_values[i]) of_row[i] = *row->key_values[i];
   if (of_row != params) refusal = policy::Refusal::key_mismatch;
 
-  DurationUs life = ttl_us.value_or(row->found ? cache.ttl_us : spec.negative_ttl_us);
-  if (cache.rules.bound_us && sources[cache.source]->source->capabilities().feed == false)
-    life = std::min(life, cache.rules.bound_us);
+  DurationUs life = ttl_us.value_or(row->found ? cache.guarantee.ttl_us : spec.negative_ttl_us);
+  if (cache.rules.bound_us && !cache.guarantee.fed) life = std::min(life, cache.rules.bound_us);
   if (!ttl_us && spec.jitter > 0)
     life -= static_cast<DurationUs>(static_cast<double>(life) * spec.jitter * (1.0 - dice()));
   if (!row->found && life == 0) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "config/sections.h"
-#include "config/units.h"
+#include "base/units.h"
 #include "source/sql_text.h"
 
 namespace larder::config {

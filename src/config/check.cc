@@ -6,7 +6,8 @@
 #include <boost/json.hpp>
 #include <iterator>
 
-#include "config/units.h"
+#include "base/units.h"
+#include "cache/guarantee.h"
 #include "near/store.h"
 
 namespace larder::config {
@@ -26,63 +27,9 @@ std::string_view to_string(WriteMode mode) {
   return "?";
 }
 
-std::string guarantee_of(const CacheSpec& spec) {
-  switch (spec.consistency) {
-    case Consistency::eventual: return "eventual";
-    case Consistency::bounded: return "bounded:" + format_duration(spec.bound_us);
-    case Consistency::strong: return "strong";
-  }
-  return "?";
-}
-
-// What is known of one cache's source.
-struct Feed {
-  bool opened = false;
-  bool delivers = false;  // the source has a feed, and the cache says which tables matter to it
-  std::string text;       // "change feed of source shop (triggers, polled every 10ms)", or why not
-};
-
-Feed feed_of(const CacheSpec& spec, const SourceCapabilities& capabilities) {
+cache::Guarantee guarantee_of(const CacheSpec& spec, const SourceCapabilities& capabilities) {
   const auto found = capabilities.find(spec.source);
-  if (found == capabilities.end())
-    return {.text = fmt::format("source {} could not be opened", spec.source)};
-  const source::Capabilities& can = found->second;
-  if (!can.feed)
-    return {.opened = true,
-            .text = fmt::format("source {} has no change feed ({})", spec.source, can.why_no_feed)};
-  if (spec.depends_on.empty())
-    return {.opened = true, .text = "no depends_on says which tables it is made of"};
-  return {.opened = true,
-          .delivers = true,
-          .text = fmt::format("change feed of source {} ({})", spec.source, can.feed_rests_on)};
-}
-
-bool shortened(const CacheSpec& spec, const Feed& feed) {
-  return spec.consistency == Consistency::bounded && !feed.delivers && spec.bound_us < spec.ttl_us;
-}
-
-std::string rests_on(const CacheSpec& spec, const Feed& feed) {
-  const std::string ttl = format_duration(spec.ttl_us);
-  switch (spec.consistency) {
-    case Consistency::eventual:
-      if (feed.delivers)
-        return fmt::format("{}; and at the latest on ttl {}, should the feed fall silent",
-                           feed.text, ttl);
-      return fmt::format(
-          "ttl {} for changes by others, because {}{}", ttl, feed.text,
-          spec.write == WriteMode::none ? "" : "; writes through Larder are seen at once");
-    case Consistency::bounded:
-      if (feed.delivers) return feed.text;
-      return fmt::format("effective TTL is min(ttl, bound) = {} because {}",
-                         format_duration(std::min(spec.ttl_us, spec.bound_us)), feed.text);
-    case Consistency::strong:
-      return fmt::format(
-          "linearizable for writes through Larder: they invalidate before they commit, and no "
-          "stale "
-          "value is answered, whatever fails; changes by others: {}",
-          feed.delivers ? feed.text : fmt::format("ttl {}, because {}", ttl, feed.text));
-  }
-  return {};
+  return cache::guarantee_of(spec, found == capabilities.end() ? nullptr : &found->second);
 }
 
 // ---- warnings ----
@@ -126,7 +73,7 @@ void warn_about_stale(const CacheSpec& spec, Warnings& warn) {
              format_duration(spec.soft_timeout_us), format_duration(spec.load_timeout_us));
 }
 
-void warn_about_life(const CacheSpec& spec, const Feed& feed, Warnings& warn) {
+void warn_about_life(const CacheSpec& spec, const cache::Guarantee& promise, Warnings& warn) {
   if (spec.ttl_us == 0)
     warn.add("ttl 0: every read asks the source; only readers at the same time share a load");
   if (spec.jitter > 0.5)
@@ -138,13 +85,13 @@ void warn_about_life(const CacheSpec& spec, const Feed& feed, Warnings& warn) {
         "negative_ttl {} is above ttl {}: a row that appears is noticed later than one that "
         "changes",
         format_duration(spec.negative_ttl_us), format_duration(spec.ttl_us));
-  if (spec.sliding && !feed.delivers && spec.consistency == Consistency::eventual)
+  if (spec.sliding && !promise.fed && spec.consistency == Consistency::eventual)
     warn.add(
         "sliding without a feed: what is read often enough is never loaded again, whatever "
         "others change");
-  if (shortened(spec, feed))
-    warn.add("ttl {} acts as {}: {}", format_duration(spec.ttl_us), format_duration(spec.bound_us),
-             feed.text);
+  if (promise.ttl_us < spec.ttl_us)
+    warn.add("ttl {} acts as {}: {}", format_duration(spec.ttl_us), format_duration(promise.ttl_us),
+             promise.feed);
 }
 
 void warn_about_writes(const CacheSpec& spec, Warnings& warn) {
@@ -154,19 +101,20 @@ void warn_about_writes(const CacheSpec& spec, Warnings& warn) {
 
 void check_cache(const Config& config, const CacheSpec& spec,
                  const SourceCapabilities& capabilities, CheckReport& report) {
-  const Feed feed = feed_of(spec, capabilities);
+  const cache::Guarantee promise = guarantee_of(spec, capabilities);
   report.caches.push_back({.name = spec.name,
                            .key = spec.key.text(),
                            .source = spec.source,
-                           .guarantee = guarantee_of(spec),
-                           .rests_on = rests_on(spec, feed),
+                           .guarantee = promise.name,
+                           .rests_on = promise.rests_on,
                            .write = std::string(to_string(spec.write)),
-                           .ttl_us = shortened(spec, feed) ? spec.bound_us : spec.ttl_us});
+                           .ttl_us = promise.ttl_us});
   Warnings warn(report.warnings, fmt::format("[cache.{}]", spec.name));
-  warn_about_life(spec, feed, warn);
+  warn_about_life(spec, promise, warn);
   warn_about_stale(spec, warn);
   warn_about_writes(spec, warn);
-  if (feed.opened && !feed.delivers && spec.depends_on.empty() && capabilities.at(spec.source).feed)
+  if (spec.depends_on.empty() && capabilities.contains(spec.source) &&
+      capabilities.at(spec.source).feed)
     warn.add("without depends_on the change feed of source {} tells this cache nothing",
              spec.source);
   if (spec.max_value_bytes > report.memory.max_entry_bytes)
@@ -175,7 +123,7 @@ void check_cache(const Config& config, const CacheSpec& spec,
         "near.capacity)",
         format_size(spec.max_value_bytes), format_size(report.memory.max_entry_bytes));
   for (const cache::SourceSpec& source : config.sources)
-    if (source.name == spec.source && feed.delivers && spec.bound_us > 0 &&
+    if (source.name == spec.source && promise.fed && spec.bound_us > 0 &&
         source.poll_us > spec.bound_us / 5)
       warn.add(
           "source {} is polled every {}: a bound of {} wants a fifth of it or less, else "

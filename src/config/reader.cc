@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "config/units.h"
+#include "base/units.h"
 
 namespace larder::config {
 namespace {

@@ -394,6 +394,19 @@ TEST_F(Paths, BoundedNeedsTheHeartbeat) {
   });
 }
 
+TEST_F(Paths, ABoundIsNotKeptByAFeedThatTellsTheCacheNothing) {
+  cache::CacheSpec spec = basic();
+  spec.consistency = cache::Consistency::bounded;
+  spec.bound_us = kSecond;
+  spec.depends_on.clear();
+  play(std::move(spec), [](Paths& t) -> Task<void> {
+    t.source.rows["7"] = "v1";
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    co_await delay(1'100 * kMillisecond);  // heartbeats go on, but say nothing of this table
+    EXPECT_EQ(t.quick("p:7"), "miss");
+  });
+}
+
 TEST_F(Paths, TimeoutsSoftAndHard) {
   cache::CacheSpec spec = basic();
   spec.stale_if_error_us = 60 * kSecond;

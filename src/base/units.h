@@ -8,7 +8,7 @@
 
 #include "base/clock.h"
 
-namespace larder::config {
+namespace larder {
 
 // "5m", "100ms", "1h30m", "1.5s", "0". Units: us, ms, s, m, h, d, larger ones first, each once.
 // nullopt: not a duration, or above 100 years.
@@ -25,4 +25,4 @@ std::string format_duration(DurationUs us);
 // "256MiB", "64KB" or "1234".
 std::string format_size(std::uint64_t bytes);
 
-}  // namespace larder::config
+}  // namespace larder

@@ -1,4 +1,4 @@
-#include "config/units.h"
+#include "base/units.h"
 
 #include <fmt/format.h>
 
@@ -7,7 +7,7 @@
 #include <cmath>
 #include <iterator>
 
-namespace larder::config {
+namespace larder {
 namespace {
 
 struct Unit {
@@ -109,4 +109,4 @@ std::string format_size(std::uint64_t bytes) {
   return fmt::format("{}", bytes);
 }
 
-}  // namespace larder::config
+}  // namespace larder

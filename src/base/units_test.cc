@@ -1,10 +1,10 @@
-#include "config/units.h"
+#include "base/units.h"
 
 #include <gtest/gtest.h>
 
 #include <limits>
 
-namespace larder::config {
+namespace larder {
 namespace {
 
 TEST(Units, Durations) {
@@ -62,4 +62,4 @@ TEST(Units, WhatIsFormattedParsesBack) {
 }
 
 }  // namespace
-}  // namespace larder::config
+}  // namespace larder

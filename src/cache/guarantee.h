@@ -1,0 +1,23 @@
+// What a cache promises, and what that rests on: one place, for the node that keeps it, for EXPLAIN
+// and for `larder config check`. Pure.
+#pragma once
+
+#include <string>
+
+#include "cache/spec.h"
+#include "source/source.h"
+
+namespace larder::cache {
+
+struct Guarantee {
+  std::string name;       // "bounded:1s"
+  std::string rests_on;   // one sentence
+  std::string feed;       // what tells the cache of changes by others, or why nothing does
+  bool fed = false;       // the source has a feed, and depends_on says which tables matter
+  DurationUs ttl_us = 0;  // effective: min(ttl, bound) for a bounded cache that is not fed
+};
+
+// `source`: what the cache's source can do; null if it could not be opened.
+Guarantee guarantee_of(const CacheSpec& spec, const source::Capabilities* source);
+
+}  // namespace larder::cache
