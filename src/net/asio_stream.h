@@ -1,8 +1,6 @@
-// Stream on an Asio socket of any family. Internal to net/.
+// Stream on Asio's reactor, for sockets of any family. Internal to net/.
 #pragma once
 
-#include <boost/asio/basic_stream_socket.hpp>
-#include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
 #include <memory>
 #include <string>
@@ -11,10 +9,6 @@
 #include "net/runtime.h"
 
 namespace larder::net {
-
-// With the executor's real type: the type-erased default costs virtual calls for each operation.
-using Socket = boost::asio::basic_stream_socket<boost::asio::generic::stream_protocol,
-                                                boost::asio::io_context::executor_type>;
 
 // Takes over a connected, non-blocking socket. On the thread of `io`'s loop. Sets TCP_NODELAY.
 Result<std::unique_ptr<Stream>> adopt_stream(boost::asio::io_context& io, UniqueFd fd,

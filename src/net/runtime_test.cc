@@ -383,6 +383,53 @@ Task<void> write_now_until_full(std::unique_ptr<Stream> stream, std::size_t& tot
   }
 }
 
+// The end may arrive together with the last bytes, and must be heard all the same.
+TEST(Stream, HearsOfTheEndHoweverItComes) {
+  TestRuntime runtime;
+  const TempFolder folder;
+  for (const std::string& address :
+       std::vector<std::string>{"127.0.0.1:0", "unix:" + folder / "s"}) {
+    const std::string bound = must_listen(runtime, address);
+    for (int i = 0; i < 200; ++i) {
+      TestClient client(bound);
+      // While the loop is held up, data and end become one event.
+      std::promise<void> sent;
+      runtime->loop(0).post([done = sent.get_future()]() mutable { done.wait(); });
+      client.send("last words");
+      if (i % 2 == 0) sent.set_value();
+      client.end_writing();
+      if (i % 2 == 1) sent.set_value();
+      ASSERT_EQ(client.read_to_end(), "last words");
+    }
+  }
+}
+
+// A stream that nobody reads for a while has not lost what came meanwhile.
+Task<void> read_late(std::unique_ptr<Stream> stream, Ends& ends, TaskGroup& group) {
+  std::string all;
+  char buffer[3];  // so that reads end short of what is there, and exactly at it
+  for (;;) {
+    const TimeUs later = Loop::current()->now_us() + 500;
+    co_await group.sleep_until(later);
+    const auto size = co_await stream->read_some(buffer, sizeof buffer);
+    if (!size || *size == 0) break;
+    all.append(buffer, *size);
+  }
+  ends.result.set_value(all);
+}
+
+TEST(Stream, KeepsWhatComesBetweenReads) {
+  TestRuntime runtime;
+  Ends ends;
+  const std::string bound = must_listen(runtime, "127.0.0.1:0", [&](auto stream) {
+    return read_late(std::move(stream), ends, runtime.group());
+  });
+  TestClient client(bound);
+  for (int i = 0; i < 20; ++i) client.send("abcdef");
+  client.end_writing();
+  EXPECT_EQ(ends.result.get_future().get().size(), 120u);
+}
+
 TEST(Stream, WriteNowNeverWaits) {
   TestRuntime runtime;
   Ends ends;
