@@ -22,8 +22,9 @@ bool parse_integer(std::string_view text, std::int64_t& value) {
   const std::string_view digits = text.substr(negative ? 1 : 0);
   if (digits.empty() || !is_digit(digits[0])) return false;
   if (digits[0] == '0' && text.size() > 1) return false;
-  const char* const end = text.data() + text.size();
-  const auto [stop, code] = std::from_chars(text.data(), end, value);
+  const char* const begin = text.data();
+  const char* const end = begin + text.size();
+  const auto [stop, code] = std::from_chars(begin, end, value);
   return code == std::errc() && stop == end;
 }
 
@@ -65,7 +66,10 @@ char unescape(char c) {
 bool unquote_double(std::string_view line, std::size_t& i, std::string& out) {
   while (i < line.size()) {
     const char c = line[i];
-    if (c == '"') return ++i == line.size() || is_space(line[i]);
+    if (c == '"') {
+      ++i;
+      return i == line.size() || is_space(line[i]);
+    }
     if (c == '\\' && i + 3 < line.size() && line[i + 1] == 'x' && hex_digit(line[i + 2]) >= 0 &&
         hex_digit(line[i + 3]) >= 0) {
       out += static_cast<char>(hex_digit(line[i + 2]) * 16 + hex_digit(line[i + 3]));
@@ -84,7 +88,10 @@ bool unquote_double(std::string_view line, std::size_t& i, std::string& out) {
 bool unquote_single(std::string_view line, std::size_t& i, std::string& out) {
   while (i < line.size()) {
     const char c = line[i];
-    if (c == '\'') return ++i == line.size() || is_space(line[i]);
+    if (c == '\'') {
+      ++i;
+      return i == line.size() || is_space(line[i]);
+    }
     if (c == '\\' && i + 1 < line.size() && line[i + 1] == '\'') ++i;
     out += line[i++];
   }
@@ -302,7 +309,8 @@ void Writer::bulk(std::string_view bytes) {
   // The callback's own size argument is larger than asked for in libstdc++ 12, if memory grew.
   out_->resize_and_overwrite(total, [&](char* p, std::size_t) {
     if (!bytes.empty()) std::memcpy(p + old, bytes.data(), bytes.size());
-    std::memcpy(p + total - 2, "\r\n", 2);
+    p[total - 2] = '\r';
+    p[total - 1] = '\n';
     return total;
   });
 }
@@ -327,16 +335,13 @@ void Writer::push(std::size_t n) {
 }
 
 void Writer::real(double value) {
-  char text[32];
-  std::size_t size = 0;
-  if (std::isnan(value)) {  // never "-nan"
-    std::memcpy(text, "nan", size = 3);
-  } else {
-    size = static_cast<std::size_t>(std::to_chars(text, text + sizeof text, value).ptr - text);
-  }
-  if (protocol_ < 3) return bulk({text, size});
+  char digits[32];
+  const char* const end = std::to_chars(digits, digits + sizeof digits, value).ptr;
+  std::string_view text(digits, static_cast<std::size_t>(end - digits));
+  if (std::isnan(value)) text = "nan";  // never "-nan"
+  if (protocol_ < 3) return bulk(text);
   *out_ += ',';
-  raw({text, size});
+  raw(text);
   raw("\r\n");
 }
 
@@ -464,8 +469,9 @@ bool ReplyParser::scalar(char kind, std::string_view text, Reply& reply) {
     case ',': {
       reply.type = Reply::Type::real;
       if (text.starts_with('+')) text.remove_prefix(1);
-      const char* const end = text.data() + text.size();
-      const auto [stop, code] = std::from_chars(text.data(), end, reply.real);
+      const char* const begin = text.data();
+      const char* const end = begin + text.size();
+      const auto [stop, code] = std::from_chars(begin, end, reply.real);
       return (code == std::errc() && stop == end) || fail("invalid number");
     }
     default: return fail(std::string("unknown reply type '") + kind + "'");
