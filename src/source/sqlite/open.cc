@@ -1,0 +1,250 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <random>
+
+#include "base/hash.h"
+#include "source/sqlite/impl.h"
+
+namespace larder::source::sqlite {
+namespace {
+
+std::string shortened(std::string_view sql) {
+  constexpr std::size_t kMost = 100;
+  std::string out;
+  for (const char c : sql) {
+    const bool blank = c == ' ' || c == '\n' || c == '\t' || c == '\r';
+    if (blank && (out.empty() || out.back() == ' ')) continue;
+    out += blank ? ' ' : c;
+    if (out.size() >= kMost) return out + "...";
+  }
+  return out;
+}
+
+// Whatever fails while statements are checked is an error of the configuration.
+Error config_error(const Error& error, std::string_view what) {
+  const bool wrong = error.code == ErrorCode::source_refused || error.code == ErrorCode::config ||
+                     error.code == ErrorCode::too_large;
+  return {wrong ? ErrorCode::config : error.code, fmt::format("{}: {}", what, error.message),
+          error.origin.empty() ? "sqlite" : error.origin};
+}
+
+// SQLite and SqlText must see the same parameters: `?`, `?1`, `@a`, `$a` are SQLite's alone.
+Result<void> check_parameters(const Stmt& stmt, const SqlText& sql) {
+  for (int i = 1; i <= stmt.parameters(); ++i) {
+    const char* const name = stmt.parameter(i);
+    if (!name || name[0] != ':' ||
+        std::ranges::find(sql.names(), std::string_view(name + 1)) == sql.names().end())
+      return fail(ErrorCode::config,
+                  fmt::format("the placeholder {} is not written as :name", name ? name : "?"));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::string> path_of_url(std::string_view url) {
+  constexpr std::string_view kScheme = "sqlite:";
+  const auto wrong = [](std::string why) { return fail(ErrorCode::config, std::move(why)); };
+  if (!url.starts_with(kScheme)) return wrong("the url of a SQLite source begins with sqlite:");
+  std::string_view path = url.substr(kScheme.size());
+  if (path.starts_with("//")) {
+    path.remove_prefix(2);
+    if (!path.starts_with('/'))
+      return wrong("a SQLite database has no host: write sqlite:shop.db or sqlite:///var/shop.db");
+  }
+  if (path == ":memory:" || path.starts_with("file:"))
+    return wrong(
+        "a database in memory belongs to one connection, a source needs several: name a file "
+        "(on a tmpfs, if it shall live in memory)");
+  if (path.empty()) return wrong("the url names no file: write sqlite:shop.db");
+  if (path.find('?') != std::string_view::npos)
+    return wrong("parameters after ? are not supported in the url of a SQLite source");
+  return std::string(path);
+}
+
+Result<std::unique_ptr<SqliteSource>> open_sqlite(const Options& options) {
+  auto source = std::make_unique<Impl>(options);
+  if (auto opened = source->open(); !opened) return std::unexpected(opened.error());
+  return source;
+}
+
+Impl::Impl(const Options& options) : options_(options) {}
+
+Impl::~Impl() {
+  // Threads first, in an order in which none needs another that is gone.
+  feed_pool_.reset();
+  pool_.reset();
+  if (writer_thread_) writer_thread_->stop();
+}
+
+Result<void> Impl::open() {
+  const std::string& path = options_.path;
+  const auto file = file_id(path);
+  if (!file)
+    return fail(
+        ErrorCode::config,
+        fmt::format("source \"{}\": the database file {} does not exist; create it with its "
+                    "tables, or correct the url (a relative path counts from the folder in "
+                    "which Larder is started)",
+                    options_.name, path),
+        "sqlite");
+  if (!options_.query_log.empty()) {
+    auto log = QueryLog::open(options_.query_log);
+    if (!log) return std::unexpected(log.error());
+    log_ = std::move(*log);
+  }
+  const std::string where = fmt::format("source \"{}\"", options_.name);
+  auto db = Connection::open(path, Connection::Mode::read);
+  if (!db) return std::unexpected(config_error(db.error(), where));
+  (*db)->set_deadline(monotonic_now_us() + 10 * kSecond);
+  if (auto begun = (*db)->exec("BEGIN"); !begun)
+    return std::unexpected(config_error(begun.error(), where));
+  for (const LoadStatement& spec : options_.statements)
+    if (auto checked = check_load(**db, spec); !checked)
+      return std::unexpected(config_error(
+          checked.error(), fmt::format("{}, load statement `{}`", where, shortened(spec.sql))));
+  auto prepared = examine(**db, options_.watched);
+  if (!prepared) return std::unexpected(config_error(prepared.error(), where));
+  prepared_ = prepared->complete;
+  const Incarnation identity = renew(*file);
+  if (prepared_) {
+    const auto position = (*db)->query_integer(kSequenceSql);
+    if (!position) return std::unexpected(config_error(position.error(), where));
+    const auto schema = (*db)->query_integer("PRAGMA main.schema_version");
+    if (!schema) return std::unexpected(config_error(schema.error(), where));
+    feed_.position = *position;
+    feed_.schema = *schema;
+    feed_.columns = std::move(prepared->columns);
+    feed_.generation = identity.generation;
+  }
+  describe();
+  if (options_.metrics) {
+    const std::string help = "Statements sent to the source.";
+    const auto op = [&](const char* name) {
+      return &options_.metrics->counter("larder_source_queries_total",
+                                        {{"source", options_.name}, {"op", name}}, help);
+    };
+    loads_ = op("load");
+    writes_ = op("write");
+    seconds_ = &options_.metrics->histogram("larder_source_seconds", {{"source", options_.name}},
+                                            "Time that the source took for a load or a write.");
+  }
+  const unsigned threads = std::clamp(options_.pool, 1U, 256U);
+  readers_.resize(threads);
+  pool_ = std::make_unique<net::WorkerPool>(threads, options_.queue, "sqlite");
+  feed_pool_ = std::make_unique<net::WorkerPool>(1, 4, "sqlite-feed");
+  writer_thread_ = std::make_unique<WriterThread>(options_.queue);
+  return {};
+}
+
+Result<void> Impl::check_load(Connection& db, const LoadStatement& spec) {
+  auto sql = SqlText::parse(spec.sql);
+  if (!sql) return std::unexpected(sql.error());
+  auto stmt = db.prepare(sql->text(), true);
+  if (!stmt) return std::unexpected(stmt.error());
+  if (auto same = check_parameters(**stmt, *sql); !same) return same;
+  if (!(*stmt)->readonly())
+    return fail(ErrorCode::config, "it writes; a load statement may only read");
+  for (const std::string& name : sql->names())
+    if (std::ranges::find(spec.key_params, name) == spec.key_params.end())
+      return fail(ErrorCode::config,
+                  fmt::format("the placeholder :{} is not a parameter of the key ({})", name,
+                              spec.key_params.empty()
+                                  ? "it has none"
+                                  : fmt::format("{}", fmt::join(spec.key_params, ", "))));
+  std::vector<std::string> columns;
+  for (int i = 0; i < (*stmt)->columns(); ++i) columns.push_back((*stmt)->column_name(i));
+  if (columns.empty()) return fail(ErrorCode::config, "it gives no columns");
+  const auto layout = RowLayout::make(spec.shape, std::move(columns));
+  if (!layout) return std::unexpected(layout.error());
+  LoadPlan plan = LoadPlan::make(spec, std::move(*sql), db);
+  // The form for many keys must compile too.
+  if (auto many = db.prepare(plan.texts.back(), true); !many) return std::unexpected(many.error());
+  if (!plans_.emplace(spec.id, std::move(plan)).second)
+    return fail(ErrorCode::internal, fmt::format("two load statements with id {}", spec.id));
+  return {};
+}
+
+void Impl::describe() {
+  capabilities_ = {.kind = "sqlite",
+                   .snapshots = true,
+                   .feed = prepared_,
+                   .feed_rests_on = {},
+                   .why_no_feed = {}};
+  if (prepared_)
+    capabilities_.feed_rests_on =
+        fmt::format("triggers of larder source prepare, polled every {}ms",
+                    std::max<DurationUs>(1, options_.poll_us / kMillisecond));
+  else
+    capabilities_.why_no_feed = fmt::format(
+        "the database is not prepared (or depends_on has changed since): run `larder source "
+        "prepare "
+        "{}`, then restart",
+        options_.name);
+}
+
+Result<void> Impl::check_statement(std::string_view text) {
+  const std::string what =
+      fmt::format("source \"{}\", statement `{}`", options_.name, shortened(text));
+  const auto sql = SqlText::parse(text);
+  if (!sql) return std::unexpected(config_error(sql.error(), what));
+  auto db = Connection::open(options_.path, Connection::Mode::read);
+  if (!db) return std::unexpected(config_error(db.error(), what));
+  auto stmt = (*db)->prepare(sql->text(), true);
+  if (!stmt) return std::unexpected(config_error(stmt.error(), what));
+  if (auto same = check_parameters(**stmt, *sql); !same)
+    return std::unexpected(config_error(same.error(), what));
+  return {};
+}
+
+// ---- which file is it? ----
+
+Incarnation Impl::renew(FileId file) {
+  std::random_device device;
+  const std::uint64_t random = (std::uint64_t{device()} << 32) | device();
+  MutexLock lock(identity_mutex_);
+  ++identity_.generation;
+  identity_.file = file;
+  // Never 0, which means none.
+  identity_.source_id = mix64(random ^ mix64(file.device ^ mix64(file.inode))) | 1U;
+  return identity_;
+}
+
+Result<Incarnation> Impl::current() {
+  const auto file = file_id(options_.path);
+  if (!file)
+    return fail(
+        ErrorCode::source_down,
+        fmt::format("the database file {} is missing: put it back, Larder opens it again by "
+                    "itself",
+                    options_.path),
+        "sqlite");
+  {
+    MutexLock lock(identity_mutex_);
+    if (identity_.file == *file) return identity_;
+  }
+  return renew(*file);
+}
+
+Result<void> Impl::connect(std::unique_ptr<Connection>& db, std::uint64_t& generation,
+                           const Incarnation& wanted, Connection::Mode mode) {
+  if (db && db->broken()) db.reset();
+  if (db && generation == wanted.generation) return {};
+  db.reset();
+  auto opened = Connection::open(options_.path, mode, log_.get());
+  if (!opened) return std::unexpected(opened.error());
+  db = std::move(*opened);
+  generation = wanted.generation;
+  return {};
+}
+
+void Impl::note(const Error* error) {
+  const bool works = !error || error->code != ErrorCode::source_down;
+  if (works && error) return;  // a refused statement says nothing about the database
+  if (works_.exchange(works) == works || !options_.log) return;
+  options_.log(fmt::format("source \"{}\": {}", options_.name,
+                           works ? std::string("works again") : error->message));
+}
+
+}  // namespace larder::source::sqlite
