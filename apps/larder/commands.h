@@ -19,6 +19,7 @@ inline constexpr int kUsage = 2;
 using Run = std::function<int()>;
 
 void register_serve(CLI::App& app, Run& run);
+void register_demo(CLI::App& app, Run& run);
 void register_config_check(CLI::App& app, Run& run);
 void register_source_prepare(CLI::App& app, Run& run);
 void register_explain(CLI::App& app, Run& run);

@@ -29,6 +29,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "Examples:\n"
+      "  larder demo                               see it at work in front of a database\n"
       "  larder serve                              a plain cache on 127.0.0.1:7379\n"
       "  larder serve --config larder.toml         with declared caches\n"
       "  larder config check larder.toml           what is wrong, and what each cache guarantees\n"
@@ -36,6 +37,7 @@ int run(int argc, char** argv) {
       "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.");
   Run chosen;
   register_serve(app, chosen);
+  register_demo(app, chosen);
   register_config_check(app, chosen);
   register_source_prepare(app, chosen);
   register_explain(app, chosen);

@@ -104,21 +104,45 @@ Remote::~Remote() {
   if (fd_ >= 0) close(fd_);
 }
 
-Result<wire::Reply> Remote::call(const std::vector<std::string>& args) {
-  const std::vector<std::string_view> views(args.begin(), args.end());
-  std::string buffer;
-  wire::write_command(buffer, views);
-  if (auto sent = send_all(fd_, buffer); !sent) return std::unexpected(sent.error());
-  buffer.clear();
+Result<wire::Reply> Remote::receive() {
   for (;;) {
-    const auto more = receive_more(fd_, buffer);
-    if (!more) return std::unexpected(more.error());
-    if (!*more) return fail(ErrorCode::io, "the node has closed the connection");
     std::size_t consumed = 0;
     std::string problem;
-    if (auto reply = wire::parse_reply(buffer, consumed, problem)) return std::move(*reply);
+    auto reply = wire::parse_reply(std::string_view(in_).substr(parsed_), consumed, problem);
     if (!problem.empty()) return fail(ErrorCode::io, problem);
+    if (reply) {
+      parsed_ += consumed;
+      return std::move(*reply);
+    }
+    in_.erase(0, std::exchange(parsed_, 0));
+    const auto more = receive_more(fd_, in_);
+    if (!more) return std::unexpected(more.error());
+    if (!*more) return fail(ErrorCode::io, "the node has closed the connection");
   }
+}
+
+Result<wire::Reply> Remote::call(const std::vector<std::string>& args) {
+  auto replies = pipeline({args});
+  if (!replies) return std::unexpected(replies.error());
+  return std::move(replies->front());
+}
+
+Result<std::vector<wire::Reply>> Remote::pipeline(
+    const std::vector<std::vector<std::string>>& commands) {
+  std::string out;
+  for (const auto& command : commands) {
+    const std::vector<std::string_view> args(command.begin(), command.end());
+    wire::write_command(out, args);
+  }
+  if (auto sent = send_all(fd_, out); !sent) return std::unexpected(sent.error());
+  std::vector<wire::Reply> replies;
+  replies.reserve(commands.size());
+  while (replies.size() < commands.size()) {
+    auto reply = receive();
+    if (!reply) return std::unexpected(reply.error());
+    replies.push_back(std::move(*reply));
+  }
+  return replies;
 }
 
 Result<std::string> admin_get(const std::string& address, const std::string& path, int timeout_s) {

@@ -2,10 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
+#include <thread>
+
 #include <cmath>
 
+#include "base/clock.h"
 #include "base/random.h"
-#include "resp_client.h"
+#include "remote.h"
 
 namespace larder::app {
 namespace {
@@ -56,7 +60,7 @@ void DemoLoad::failed(const std::string& what) {
 }
 
 void DemoLoad::read(std::uint64_t seed) {
-  Result<RespClient> client = RespClient::connect(address_);
+  Result<Remote> client = Remote::connect(address_, {}, 10);
   if (!client) return failed(client.error().message);
   Random random(seed);
   // Popular products are not the ones with small ids: an odd factor spreads the ranks.
@@ -93,7 +97,7 @@ void DemoLoad::read(std::uint64_t seed) {
 void DemoLoad::change_prices() {
   auto changer = PriceChanger::open(database_);
   if (!changer) return failed(changer.error().message);
-  Result<RespClient> client = RespClient::connect(address_);
+  Result<Remote> client = Remote::connect(address_, {}, 10);
   if (!client) return failed(client.error().message);
   Random random(99);
   while (!stopping_) {

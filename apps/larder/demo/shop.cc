@@ -37,7 +37,7 @@ std::string_view pick(const std::string_view (&list)[N], Random& random) {
 
 class Filler {
  public:
-  Filler(sqlite3* database, const char* sql) : database_(database) {
+  Filler(sqlite3* database, const char* sql) {
     sqlite3_prepare_v2(database, sql, -1, &statement_, nullptr);
   }
   ~Filler() { sqlite3_finalize(statement_); }
@@ -64,7 +64,6 @@ class Filler {
   }
 
  private:
-  sqlite3* database_;
   sqlite3_stmt* statement_ = nullptr;
   int bound_ = 0;
 };

@@ -2,8 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
+#include <thread>
+
+#include "base/clock.h"
 #include "demo/shop.h"
-#include "resp_client.h"
+#include "remote.h"
 
 namespace larder::app {
 namespace {
@@ -28,7 +32,7 @@ std::string shortened(std::string text) {
 
 class Teller {
  public:
-  Teller(RespClient client, std::string key) : client_(std::move(client)), key_(std::move(key)) {}
+  Teller(Remote client, std::string key) : client_(std::move(client)), key_(std::move(key)) {}
 
   Result<wire::Reply> ask(const std::vector<std::string>& command) {
     Result<wire::Reply> reply = client_.call(command);
@@ -65,7 +69,7 @@ class Teller {
   }
 
  private:
-  RespClient client_;
+  Remote client_;
   std::string key_;
 };
 
@@ -73,7 +77,7 @@ class Teller {
 
 Result<void> tell_story(const std::string& address, const std::string& database) {
   const std::string key = fmt::format("product:{}", kProduct);
-  Result<RespClient> client = RespClient::connect(address);
+  Result<Remote> client = Remote::connect(address, {}, 10);
   if (!client) return std::unexpected(client.error());
   Teller teller(std::move(*client), key);
   auto changer = PriceChanger::open(database);
