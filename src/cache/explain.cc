@@ -9,15 +9,12 @@
 namespace larder::cache {
 namespace {
 
-// As people read it: two digits suffice.
+// As people read it: an age needs no microseconds behind its seconds.
 std::string duration(DurationUs us) {
-  if (us >= 100 * kSecond)
-    us -= us % kSecond;
-  else if (us >= kSecond)
-    us -= us % (100 * kMillisecond);
-  else if (us >= kMillisecond)
-    us -= us % 100;
-  return format_duration(us);
+  if (us >= 100 * kSecond) return format_duration(us - us % kSecond);
+  if (us >= kSecond) return fmt::format("{:.1f}s", static_cast<double>(us) / kSecond);
+  if (us >= kMillisecond) return fmt::format("{:.1f}ms", static_cast<double>(us) / kMillisecond);
+  return fmt::format("{}us", us);
 }
 
 std::string_view state_of(policy::Freshness freshness, bool is_void) {

@@ -16,7 +16,6 @@ namespace {
 
 constexpr int kReaders = 2;
 constexpr std::size_t kInFlight = 32;
-constexpr auto kPause = std::chrono::milliseconds(40);  // between two changes of a price
 
 // "price":12.5 in a product's JSON.
 bool shows_price(const std::string& json, double price) {
@@ -101,7 +100,8 @@ void DemoLoad::change_prices() {
   if (!client) return failed(client.error().message);
   Random random(99);
   while (!stopping_) {
-    std::this_thread::sleep_for(kPause);
+    // Not in step with the feed's polls.
+    std::this_thread::sleep_for(std::chrono::microseconds(20'000 + random.below(30'000)));
     const std::int64_t id = static_cast<std::int64_t>(random.below(200) * 7'919 %
                                                       static_cast<std::uint64_t>(size_.products)) +
                             1;
@@ -119,8 +119,7 @@ void DemoLoad::change_prices() {
         std::this_thread::sleep_for(std::chrono::microseconds(200));
         continue;
       }
-      figures_.until_fresh.record(monotonic_now_us() - committed);
-      figures_.seen.fetch_add(1);
+      figures_.saw_fresh(monotonic_now_us() - committed);
       break;
     }
   }

@@ -50,6 +50,25 @@ double rate(std::uint64_t now, std::uint64_t before, double seconds) {
 
 }  // namespace
 
+void DemoFigures::saw_fresh(DurationUs us) {
+  MutexLock lock(mutex_);
+  until_fresh_.push_back(us);
+}
+
+double DemoFigures::until_fresh_us(double quantile) const {
+  MutexLock lock(mutex_);
+  if (until_fresh_.empty()) return 0;
+  std::vector<DurationUs> sorted = until_fresh_;
+  std::ranges::sort(sorted);
+  return static_cast<double>(
+      sorted[static_cast<std::size_t>(quantile * static_cast<double>(sorted.size() - 1) + 0.5)]);
+}
+
+std::uint64_t DemoFigures::seen() const {
+  MutexLock lock(mutex_);
+  return until_fresh_.size();
+}
+
 DemoSample take_sample(const obs::Registry& registry, double seconds) {
   DemoSample sample;
   sample.seconds = seconds;
@@ -111,13 +130,13 @@ std::vector<std::string> paint(const DemoSample& now, const DemoSample& before,
                                 recent.count ? time_text(recent.quantile_us(0.99)) : "-"));
   }
   lines.emplace_back();
-  const obs::Histogram::Summary fresh = figures.until_fresh.summary();
   lines.push_back(
       fmt::format("  prices changed directly in the database: {}; {} entries invalidated",
                   figures.changes.load(), now.invalidations));
-  lines.push_back(fmt::format(
-      "  from COMMIT until a reader saw the new price: p50 {}, p99 {} ({} watched)",
-      time_text(fresh.quantile_us(0.5)), time_text(fresh.quantile_us(0.99)), figures.seen.load()));
+  lines.push_back(
+      fmt::format("  from COMMIT until a reader saw the new price: p50 {}, p99 {} ({} watched)",
+                  time_text(figures.until_fresh_us(0.5)), time_text(figures.until_fresh_us(0.99)),
+                  figures.seen()));
   return lines;
 }
 
@@ -125,15 +144,14 @@ std::string paint_line(const DemoSample& now, const DemoSample& before,
                        const DemoFigures& figures) {
   const double step = now.seconds - before.seconds;
   const std::uint64_t reads = now.reads - before.reads;
-  const obs::Histogram::Summary fresh = figures.until_fresh.summary();
   return fmt::format(
       "{:>4.0f} s  {:>9} reads/s  near hits {:>6.2f} %  {:>7} queries/s  changed {:>4}, fresh p50 "
       "{} p99 {}",
       now.seconds, grouped(static_cast<std::uint64_t>(rate(now.reads, before.reads, step))),
       100.0 * share_of(now.by_tier[0] - before.by_tier[0], reads),
       grouped(static_cast<std::uint64_t>(rate(now.queries, before.queries, step))),
-      figures.changes.load(), time_text(fresh.quantile_us(0.5)),
-      time_text(fresh.quantile_us(0.99)));
+      figures.changes.load(), time_text(figures.until_fresh_us(0.5)),
+      time_text(figures.until_fresh_us(0.99)));
 }
 
 }  // namespace larder::app

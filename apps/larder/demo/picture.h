@@ -14,11 +14,19 @@ namespace larder::app {
 
 // Filled by the demo's threads; read by the painter. Thread-safe.
 struct DemoFigures {
+  // From COMMIT to a reader who sees the new price.
+  void saw_fresh(DurationUs us);
+  // In microseconds; 0 if nothing was seen yet.
+  double until_fresh_us(double quantile) const;
+  std::uint64_t seen() const;
+
   std::atomic<std::uint64_t> reads{0};
   std::atomic<std::uint64_t> errors{0};
   std::atomic<std::uint64_t> changes{0};  // prices changed in the database
-  std::atomic<std::uint64_t> seen{0};     // ... that a reader then saw
-  obs::Histogram until_fresh;             // from COMMIT to a reader who sees the new price
+
+ private:
+  mutable Mutex mutex_;
+  std::vector<DurationUs> until_fresh_ LARDER_GUARDED_BY(mutex_);
 };
 
 // The state at one moment, summed over the caches.
