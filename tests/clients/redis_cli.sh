@@ -57,7 +57,7 @@ same '--scan finds all' 500 "$(cli --scan --pattern "$run:q:*" | sort -u | wc -l
 # Transactions.
 same 'multi, exec' 'OK QUEUED QUEUED OK 1 ' \
   "$(printf 'multi\nset %s:m 5\nincr %s:t\nexec\n' "$run" "$run" | cli | tr '\n' ' ')"
-coproc watcher { stdbuf -oL redis-cli -h "$host" -p "$port"; }
+coproc watcher { exec stdbuf -oL redis-cli -h "$host" -p "$port"; }
 watcher_id=$watcher_PID
 reply() { IFS= read -r -t 10 line <&"${watcher[0]}" || line='no answer'; }
 say() { printf '%s\n' "$*" >&"${watcher[1]}"; }
@@ -71,7 +71,7 @@ say quit
 wait "$watcher_id" 2>/dev/null || true
 
 # Pub/Sub: the listener says when it is subscribed; then one message.
-coproc listener { stdbuf -oL redis-cli -h "$host" -p "$port" subscribe "$run:news"; }
+coproc listener { exec stdbuf -oL redis-cli -h "$host" -p "$port" subscribe "$run:news"; }
 listener_id=$listener_PID
 hear() { IFS= read -r -t 10 line <&"${listener[0]}" || line='nothing'; }
 while [[ ${line-} != 1 ]]; do hear; [[ $line != nothing ]] || same 'subscribed' 1 "$line"; done
