@@ -33,10 +33,12 @@ std::uint64_t next_bucket(std::uint64_t bucket, std::uint64_t mask) {
   return __builtin_bitreverse64(__builtin_bitreverse64(bucket | ~mask) + 1);
 }
 
+// At most a quarter of the shard, whatever was asked for.
 unsigned version_slots(const Options& options, std::uint64_t shard_capacity) {
-  if (options.version_slots != 0) return options.version_slots;
-  const std::uint64_t wanted = std::bit_floor(std::max<std::uint64_t>(shard_capacity >> 10, 1));
-  return static_cast<unsigned>(std::clamp<std::uint64_t>(wanted, 64, 65536));
+  const std::uint64_t by_capacity = std::clamp<std::uint64_t>(shard_capacity >> 10, 64, 65536);
+  const std::uint64_t wanted = options.version_slots != 0 ? options.version_slots : by_capacity;
+  const std::uint64_t most = std::max<std::uint64_t>(shard_capacity / 4 / sizeof(std::uint64_t), 1);
+  return static_cast<unsigned>(std::bit_floor(std::min(wanted, most)));
 }
 
 }  // namespace

@@ -1,0 +1,420 @@
+// The same commands to a real redis-server and to PlainCommands must give the same bytes.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <set>
+
+#include "base/hash.h"
+#include "base/random.h"
+#include "engine/embedded/plain.h"
+
+extern char** environ;  // NOLINT: POSIX
+
+namespace larder::engine {
+namespace {
+
+using Words = std::vector<std::string>;
+
+std::string find_redis() {
+  for (const char* folder : {"/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"}) {
+    std::string path = std::string(folder) + "/redis-server";
+    if (access(path.c_str(), X_OK) == 0) return path;
+  }
+  return {};
+}
+
+// A redis-server of our own, in a folder of its own, on a socket in it.
+class RedisServer {
+ public:
+  explicit RedisServer(const std::string& binary) {
+    std::string pattern = (std::filesystem::temp_directory_path() / "larder-redis-XXXXXX").string();
+    folder_ = mkdtemp(pattern.data()) != nullptr ? pattern : "";
+    const Words words{binary,    "--port",      "0",  "--unixsocket", path(), "--dir",
+                      folder_,   "--save",      "",   "--appendonly", "no",   "--loglevel",
+                      "warning", "--daemonize", "no", "--logfile",    "log"};
+    std::vector<char*> argv;
+    for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
+    argv.push_back(nullptr);
+    if (posix_spawn(&pid_, binary.c_str(), nullptr, nullptr, argv.data(), environ) != 0) pid_ = 0;
+  }
+  ~RedisServer() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+    std::error_code ignored;
+    if (!folder_.empty()) std::filesystem::remove_all(folder_, ignored);
+  }
+  RedisServer(const RedisServer&) = delete;
+  RedisServer& operator=(const RedisServer&) = delete;
+  std::string path() const { return folder_ + "/s"; }
+  bool running() const { return pid_ > 0 && waitpid(pid_, nullptr, WNOHANG) == 0; }
+
+ private:
+  std::string folder_;
+  pid_t pid_ = 0;
+};
+
+class Connection {
+ public:
+  explicit Connection(const RedisServer& server) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    server.path().copy(address.sun_path, sizeof(address.sun_path) - 1);
+    for (int tries = 0; tries < 3000 && server.running(); ++tries) {
+      fd_ = socket(AF_UNIX, SOCK_STREAM, 0);
+      if (connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) return;
+      close(fd_);
+      fd_ = -1;
+      poll(nullptr, 0, 10);  // it is starting
+    }
+  }
+  ~Connection() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  bool connected() const { return fd_ >= 0; }
+
+  // The bytes of one reply.
+  std::string call(const Words& words) {
+    const std::vector<std::string_view> args(words.begin(), words.end());
+    std::string request;
+    wire::write_command(request, args);
+    if (write(fd_, request.data(), request.size()) != static_cast<ssize_t>(request.size()))
+      return "(cannot write)";
+    for (;;) {
+      std::size_t consumed = 0;
+      std::string error;
+      if (wire::parse_reply(buffer_, consumed, error)) {
+        std::string reply = buffer_.substr(0, consumed);
+        buffer_.erase(0, consumed);
+        return reply;
+      }
+      std::array<char, 65536> piece{};
+      const ssize_t got = read(fd_, piece.data(), piece.size());
+      if (got <= 0 || !error.empty()) return "(closed) " + error;
+      buffer_.append(piece.data(), static_cast<std::size_t>(got));
+    }
+  }
+
+ private:
+  int fd_ = -1;
+  std::string buffer_;
+};
+
+TimeUs wall_now() {
+  using namespace std::chrono;
+  return duration_cast<microseconds>(system_clock::now().time_since_epoch()).count();
+}
+
+wire::Reply parse(const std::string& bytes) {
+  std::size_t consumed = 0;
+  std::string error;
+  return wire::parse_reply(bytes, consumed, error).value_or(wire::Reply{});
+}
+
+// Random commands over few keys, so that they meet; arguments that are often at an edge.
+class Generator {
+ public:
+  explicit Generator(std::uint64_t seed) : random_(seed) {}
+
+  static Words keys() { return {"a", "b", "c", "d", "key:1", "key:2", "\xff\x01", ""}; }
+
+  Words next() {
+    const auto table = PlainCommands::table();
+    for (;;) {
+      const PlainCommand& command = table[random_.below(table.size())];
+      if (command.name.starts_with("flush") && !random_.chance(0.1)) continue;
+      Words words{cased(command.name)};
+      fill(std::string(command.name), words);
+      if (PlainCommands::arity_fits(command, words.size())) return words;
+    }
+  }
+
+  template <class... Texts>
+  std::string any(Texts... texts) {
+    const std::array<std::string, sizeof...(texts)> all{std::string(texts)...};
+    return all[random_.below(all.size())];
+  }
+  std::uint64_t below(std::uint64_t bound) { return random_.below(bound); }
+
+ private:
+  std::string cased(std::string_view name) {
+    std::string text(name);
+    for (char& c : text)
+      if (random_.chance(0.3)) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+    return text;
+  }
+  std::string key() { return keys()[random_.below(keys().size())]; }
+  std::string integer() {
+    return any("0", "1", "-1", "7", "100", "-30", "9223372036854775807", "-9223372036854775808",
+               "9223372036854775808", "007", "+1", " 1", "1 ", "", "-0", "1.5", "x",
+               "99999999999999999999999", "9223372036854775", "-9223372036854775");
+  }
+  std::string real() {
+    return any("0", "1.5", "-1.5", "0.1", "1e3", "-1e-5", "3.0", "1e400", "inf", "-inf", "nan",
+               "1e4000", "1e5000", "0x1p3", " 1", "", "abc", "1,5", "12345678901234567890.25");
+  }
+  std::string value() {
+    switch (random_.below(4)) {
+      case 0: return integer();
+      case 1: return real();
+      default: return any("", "hello", "hello world", std::string("\0\r\n\xff", 4), "10", "3.25");
+    }
+  }
+  // Far enough from now that neither side sees them end during the test; or long ago.
+  std::string relative() {
+    return any("1000", "5000", "100000", "0", "-1", "-100000", "x", "9223372036854775807",
+               "9223372036854775", "", "1.5");
+  }
+  std::string relative_ms() {
+    return any("1000000", "5000000", "100000000", "0", "-1", "x", "9223372036854775807", "1.5");
+  }
+  std::string absolute() {
+    return any("4000000000", "5000000000", "1", "0", "-1", "x", "9223372036854775807",
+               "9223372036854776");
+  }
+  std::string absolute_ms() { return any("4000000000000", "5000000000000", "1", "0", "-1", "x"); }
+
+  void time_option(Words& words) {
+    switch (random_.below(4)) {
+      case 0: words.insert(words.end(), {cased("EX"), relative()}); return;
+      case 1: words.insert(words.end(), {cased("PX"), relative_ms()}); return;
+      case 2: words.insert(words.end(), {cased("EXAT"), absolute()}); return;
+      default: words.insert(words.end(), {cased("PXAT"), absolute_ms()}); return;
+    }
+  }
+
+  void fill(const std::string& name, Words& words) {
+    if (name == "set") {
+      words.insert(words.end(), {key(), value()});
+      for (auto n = random_.below(4); n > 0; --n) {
+        if (random_.chance(0.4))
+          time_option(words);
+        else
+          words.push_back(cased(any("NX", "XX", "GET", "KEEPTTL", "PERSIST", "EX", "WHAT")));
+      }
+    } else if (name == "getex") {
+      words.push_back(key());
+      for (auto n = random_.below(3); n > 0; --n) {
+        if (random_.chance(0.6))
+          time_option(words);
+        else
+          words.push_back(cased(any("PERSIST", "PERSIST", "KEEPTTL", "PX", "NX")));
+      }
+    } else if (name == "expire" || name == "pexpire") {
+      words.insert(words.end(), {key(), name == "expire" ? relative() : relative_ms()});
+      for (auto n = random_.below(2); n > 0; --n) words.push_back(cased(any("NX", "XX", "ZZ")));
+    } else if (name == "expireat" || name == "pexpireat") {
+      words.insert(words.end(), {key(), name == "expireat" ? absolute() : absolute_ms()});
+      for (auto n = random_.below(3); n > 0; --n)
+        words.push_back(cased(any("NX", "XX", "GT", "LT", "GT", "LT", "ZZ")));
+    } else if (name == "setex" || name == "psetex") {
+      words.insert(words.end(), {key(), name == "setex" ? relative() : relative_ms(), value()});
+    } else if (name == "mset" || name == "msetnx") {
+      for (auto n = 2 + random_.below(5); n > 0; --n) words.push_back(n % 2 != 0 ? value() : key());
+    } else if (name == "incrby" || name == "decrby") {
+      words.insert(words.end(), {key(), integer()});
+    } else if (name == "incrbyfloat") {
+      words.insert(words.end(), {key(), real()});
+    } else if (name == "getrange" || name == "substr") {
+      words.insert(words.end(), {key(), integer(), integer()});
+    } else if (name == "setrange") {
+      words.insert(words.end(),
+                   {key(), any("0", "1", "5", "30", "-1", "x", "536870912", "9223372036854775807"),
+                    value()});
+    } else if (name == "rename" || name == "renamenx") {
+      words.insert(words.end(), {key(), key()});
+    } else if (name == "append" || name == "getset" || name == "setnx") {
+      words.insert(words.end(), {key(), value()});
+    } else if (name == "scan") {
+      words.push_back(any("0", "x", "", " 0", "0x"));
+      if (words[1].empty() || words[1] == "0") words.insert(words.end(), {"COUNT", "100000000"});
+      for (auto n = random_.below(3); n > 0; --n)
+        words.push_back(any("MATCH", "*", "k*", "[ab]", "TYPE", "string", "COUNT", "0"));
+    } else if (name == "keys") {
+      words.push_back(any("*", "k*", "[a-c]", "?", "key:[^1]", "", "[", "\\a", "*:*"));
+    } else if (name.starts_with("flush")) {
+      if (random_.chance(0.5)) words.push_back(cased(any("SYNC", "SYNC", "NOW")));
+    } else if (name != "dbsize" && name != "randomkey") {
+      words.push_back(key());
+      if (PlainCommands::find(name)->arity < 0)
+        for (auto n = random_.below(3); n > 0; --n) words.push_back(key());
+    }
+  }
+
+  Random random_;
+};
+
+enum class Compare : std::uint8_t { bytes, time, keys, scan, presence };
+
+Compare comparison(const Words& words) {
+  const std::string_view name = PlainCommands::find(words[0])->name;
+  if (name.ends_with("ttl") || name.ends_with("expiretime")) return Compare::time;
+  if (name == "keys") return Compare::keys;
+  if (name == "scan") return Compare::scan;
+  if (name == "randomkey") return Compare::presence;
+  return Compare::bytes;
+}
+
+std::multiset<std::string> texts(const wire::Reply& reply) {
+  std::multiset<std::string> all;
+  for (const wire::Reply& element : reply.elements) all.insert(element.text);
+  return all;
+}
+
+bool same(const Words& words, const std::string& ours, const std::string& theirs) {
+  if (ours == theirs) return true;
+  const wire::Reply a = parse(ours);
+  const wire::Reply b = parse(theirs);
+  if (a.type != b.type) return false;
+  switch (comparison(words)) {
+    case Compare::bytes: return false;
+    case Compare::time:  // two clocks, read a moment apart; in s or ms
+      return a.type == wire::Reply::Type::integer && std::abs(a.integer - b.integer) < 60'000 &&
+             (a.integer < 0) == (b.integer < 0);
+    case Compare::keys: return texts(a) == texts(b);
+    case Compare::scan:
+      return a.elements.size() == 2 && b.elements.size() == 2 &&
+             a.elements[0].text == b.elements[0].text &&
+             texts(a.elements[1]) == texts(b.elements[1]);
+    case Compare::presence: return true;
+  }
+  return false;
+}
+
+std::string printable(const Words& words) {
+  std::string text;
+  for (const std::string& word : words) text += testing::PrintToString(word) + " ";
+  return text;
+}
+
+class AgainstRedis : public testing::TestWithParam<int> {
+ protected:
+  static void SetUpTestSuite() {
+    const std::string binary = find_redis();
+    if (!binary.empty()) server_ = new RedisServer(binary);
+  }
+  static void TearDownTestSuite() {
+    delete server_;
+    server_ = nullptr;
+  }
+  void SetUp() override {
+    if (server_ == nullptr) GTEST_SKIP() << "redis-server is missing";
+    redis_ = std::make_unique<Connection>(*server_);
+    ASSERT_TRUE(redis_->connected());
+    if (GetParam() == 3) redis_->call({"HELLO", "3"});
+    redis_->call({"FLUSHALL"});
+  }
+
+  std::string ours(const Words& words) {
+    std::string reply;
+    wire::Writer out(reply, GetParam());
+    const std::vector<std::string_view> args(words.begin(), words.end());
+    commands_.run(*PlainCommands::find(args[0]), args, wall_now(), out);
+    return reply;
+  }
+  // Both drop what has expired, so that counting it agrees.
+  void settle() {
+    Words words{"EXISTS"};
+    for (const std::string& key : Generator::keys()) words.push_back(key);
+    ASSERT_EQ(ours(words), redis_->call(words));
+  }
+
+  static inline RedisServer* server_ = nullptr;
+  std::unique_ptr<Connection> redis_;
+  near::Store store_{{.capacity_bytes = 64 << 20}};
+  PlainCommands commands_{store_};
+};
+
+TEST_P(AgainstRedis, RandomCommandsGiveTheSameBytes) {
+  Generator generator(static_cast<std::uint64_t>(GetParam()));
+  std::vector<std::string> history;
+  for (int i = 0; i < 30'000; ++i) {
+    const Words words = generator.next();
+    history.push_back(printable(words));
+    const std::string_view name = PlainCommands::find(words[0])->name;
+    if (name == "dbsize" || name == "randomkey") settle();
+    const std::string theirs = redis_->call(words);
+    const std::string mine = ours(words);
+    std::string last;
+    if (!same(words, mine, theirs))
+      for (std::size_t k = history.size() > 6 ? history.size() - 6 : 0; k < history.size(); ++k)
+        last += history[k] + "\n";
+    ASSERT_TRUE(same(words, mine, theirs)) << last << "ours:   " << testing::PrintToString(mine)
+                                           << "\nredis's: " << testing::PrintToString(theirs);
+  }
+}
+
+TEST_P(AgainstRedis, SoDoTransactions) {
+  Generator generator(100 + static_cast<std::uint64_t>(GetParam()));
+  for (int i = 0; i < 1500; ++i) {
+    settle();
+    std::vector<QueuedCommand> queued;
+    ASSERT_EQ(redis_->call({"MULTI"}), "+OK\r\n");
+    for (auto n = generator.below(6); n > 0;) {
+      const Words words = generator.next();
+      // Those whose bytes depend on the clock, the order of keys or on when expired keys go.
+      if (comparison(words) != Compare::bytes || PlainCommands::find(words[0])->name == "dbsize")
+        continue;
+      --n;
+      ASSERT_EQ(redis_->call(words), "+QUEUED\r\n") << printable(words);
+      queued.push_back({words});
+    }
+    std::string mine;
+    wire::Writer out(mine, GetParam());
+    commands_.run_transaction(queued, {}, wall_now(), out);
+    std::string all;
+    for (const QueuedCommand& command : queued) all += printable(command.args) + "\n";
+    ASSERT_EQ(mine, redis_->call({"EXEC"})) << all;
+  }
+}
+
+TEST_P(AgainstRedis, PatternsMatchTheSameKeys) {
+  Random random(static_cast<std::uint64_t>(GetParam()));
+  const auto draw = [&](std::string_view letters, std::uint64_t most) {
+    std::string text;
+    for (auto n = random.below(most); n > 0; --n) text += letters[random.below(letters.size())];
+    return text;
+  };
+  for (int i = 0; i < 300; ++i) {
+    const Words words{"SET", draw("ab]-^\\[\xff", 6), "v"};
+    ASSERT_EQ(ours(words), redis_->call(words));
+  }
+  for (int i = 0; i < 5000; ++i) {
+    const Words words{"KEYS", draw("ab*?[]]-^^\\\xff", 9)};
+    const std::string mine = ours(words);
+    const std::string theirs = redis_->call(words);
+    ASSERT_TRUE(same(words, mine, theirs)) << printable(words) << mine << theirs;
+  }
+}
+
+TEST_P(AgainstRedis, TheTableSaysWhatRedisSays) {
+  for (const PlainCommand& command : PlainCommands::table()) {
+    const wire::Reply info = parse(redis_->call({"COMMAND", "INFO", std::string(command.name)}));
+    ASSERT_EQ(info.elements.size(), 1U);
+    const auto& row = info.elements[0].elements;
+    ASSERT_GE(row.size(), 6U) << command.name;
+    EXPECT_EQ(row[1].integer, command.arity) << command.name;
+    const auto flags = texts(row[2]);
+    EXPECT_EQ(flags.contains("write"), command.writes) << command.name;
+    EXPECT_EQ(flags.contains("denyoom"), command.may_grow) << command.name;
+    EXPECT_EQ(row[3].integer, command.first_key) << command.name;
+    EXPECT_EQ(row[4].integer, command.last_key) << command.name;
+    EXPECT_EQ(row[5].integer, command.key_step) << command.name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Resp, AgainstRedis, testing::Values(2, 3));
+
+}  // namespace
+}  // namespace larder::engine
