@@ -387,14 +387,22 @@ TEST_P(AgainstRedis, PatternsMatchTheSameKeys) {
     return text;
   };
   for (int i = 0; i < 300; ++i) {
-    const Words words{"SET", draw("ab]-^\\[\xff", 6), "v"};
+    // Never the empty key: Redis's "**" misses it, though its "*" does not.
+    const Words words{"SET", draw("ab]-^\\[\xff", 5) + draw("ab]-^\\[\xff", 2), "v"};
+    if (words[1].empty()) continue;
     ASSERT_EQ(ours(words), redis_->call(words));
   }
   for (int i = 0; i < 5000; ++i) {
     const Words words{"KEYS", draw("ab*?[]]-^^\\\xff", 9)};
     const std::string mine = ours(words);
     const std::string theirs = redis_->call(words);
-    ASSERT_TRUE(same(words, mine, theirs)) << printable(words) << mine << theirs;
+    if (same(words, mine, theirs)) continue;
+    std::string differences;
+    for (const std::string& key : texts(parse(mine)))
+      if (!texts(parse(theirs)).contains(key)) differences += " only ours " + printable({key});
+    for (const std::string& key : texts(parse(theirs)))
+      if (!texts(parse(mine)).contains(key)) differences += " only theirs " + printable({key});
+    ADD_FAILURE() << printable(words) << differences;
   }
 }
 
