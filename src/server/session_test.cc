@@ -151,7 +151,8 @@ TEST_F(SessionTest, AClientThatDoesNotReadIsNotReadFrom) {
   for (int i = 0; i < kRequests; ++i) requests += TestClient::encode({"GET", "v"});
   std::thread sender([&] { slow.send_raw(requests); });
   EXPECT_EQ(other.text({"PING"}), "PONG");
-  for (int i = 0; i < kRequests; ++i) ASSERT_TRUE(TestClient::to_text(slow.receive()) == value) << i;
+  for (int i = 0; i < kRequests; ++i)
+    ASSERT_TRUE(TestClient::to_text(slow.receive()) == value) << i;
   sender.join();
 }
 

@@ -49,6 +49,7 @@ depends_on = ["product(id -> id)"]
 key = "stock:{id:int}"
 source = "shop"
 load = "SELECT n FROM stock WHERE id = :id"
+store = "INSERT INTO stock(id, n) VALUES (:id, :value) ON CONFLICT(id) DO UPDATE SET n = :value"
 increment = "UPDATE stock SET n = n + :delta WHERE id = :id"
 remove = "DELETE FROM stock WHERE id = :id"
 result = "value"
