@@ -121,8 +121,9 @@ class FakeSource final : public source::Source {
     if (random_.chance(faults_.load_fails)) co_return fail(ErrorCode::source_down, "down", "fake");
     source::Loaded loaded;
     loaded.as_of = began;
-    loaded.snapshot = {
-        .source_id = source_id_, .xmin = seq_ + 1, .xmax = seq_ + 1, .in_progress = {}};
+    if (capabilities_.snapshots)
+      loaded.snapshot = {
+          .source_id = source_id_, .xmin = seq_ + 1, .xmax = seq_ + 1, .in_progress = {}};
     for (const source::Params& key : keys) {
       const std::int64_t id = std::get<std::int64_t>(key.front().value);
       source::Row row;
