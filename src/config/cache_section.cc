@@ -301,8 +301,10 @@ void read_write_mode(Section& s, CacheSpec& spec) {
       s.problem_at("write", fmt::format("write = \"behind\" in {} is not in this version: use "
                                         "\"through\" or \"around\"",
                                         s.label()));
-    if (spec.write != WriteMode::none && spec.write != WriteMode::behind && !s.has("store"))
-      s.problem_at("write", fmt::format("{} needs 'store', the statement that writes one row",
+    if (spec.write != WriteMode::none && spec.write != WriteMode::behind && !s.has("store") &&
+        !s.has("remove") && !s.has("increment"))
+      s.problem_at("write", fmt::format("{} needs 'store', the statement that writes one row (or "
+                                        "'remove', or 'increment')",
                                         s.path("write")));
   }
   std::size_t on_del = 0;

@@ -357,7 +357,8 @@ TEST(ConfigErrors, Caches) {
       {"warm = \"SELECT id FROM p LIMIT :m\"",
        "t:4:8: unknown placeholder ':m' in 'warm' in [cache.product]: it may use 'n'"},
       {"write = \"through\"",
-       "t:4:9: 'write' in [cache.product] needs 'store', the statement that writes one row"},
+       "t:4:9: 'write' in [cache.product] needs 'store', the statement that writes one row (or "
+       "'remove', or 'increment')"},
       {"write = \"behind\"",
        "t:4:9: write = \"behind\" in [cache.product] is not in this version: use \"through\" or "
        "\"around\""},
