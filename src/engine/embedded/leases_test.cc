@@ -58,7 +58,7 @@ class HandLoop final : public Loop {
 
 class LeasesTest : public testing::Test {
  protected:
-  ~LeasesTest() override {
+  void TearDown() override {
     // Whoever still waits is released by the end of the leases.
     for (int i = 0; i < 2000 && group_.running() > 0; ++i) loop_.advance(kSecond);
     EXPECT_EQ(group_.running(), 0U);
@@ -231,6 +231,7 @@ TEST_F(LeasesTest, BothBoundsHold) {
   ASSERT_TRUE(refused->has_value());
   EXPECT_EQ((*refused)->error().code, ErrorCode::overloaded);
   std::vector<Pending> waiters;
+  waiters.reserve(5);
   for (int i = 0; i < 5; ++i) waiters.push_back(start("0", kSecond));
   const Pending crowded = start("0", kSecond);
   ASSERT_TRUE(crowded->has_value());

@@ -71,6 +71,7 @@ class Connection {
     server.path().copy(address.sun_path, sizeof(address.sun_path) - 1);
     for (int tries = 0; tries < 3000 && server.running(); ++tries) {
       fd_ = socket(AF_UNIX, SOCK_STREAM, 0);
+      if (fd_ < 0) return;
       if (connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) return;
       close(fd_);
       fd_ = -1;
@@ -141,7 +142,7 @@ class Generator {
   }
 
   template <class... Texts>
-  std::string any(Texts... texts) {
+  std::string any(const Texts&... texts) {
     const std::array<std::string, sizeof...(texts)> all{std::string(texts)...};
     return all[random_.below(all.size())];
   }

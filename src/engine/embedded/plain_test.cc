@@ -32,6 +32,7 @@ class PlainTest : public testing::Test {
     std::string reply;
     wire::Writer out(reply);
     std::vector<QueuedCommand> queued;
+    queued.reserve(commands.size());
     for (const Words& words : commands) queued.push_back({words});
     commands_.run_transaction(queued, watches, now_, out);
     return reply;
@@ -255,6 +256,7 @@ TEST(PlainThreads, TransactionsAreSeenWhole) {
     }
   };
   std::vector<std::jthread> threads;
+  threads.reserve(3);
   for (int i = 0; i < 3; ++i) threads.emplace_back(work, i);
   threads.clear();
   EXPECT_EQ(torn, 0);
