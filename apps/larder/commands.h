@@ -26,6 +26,11 @@ void register_explain(CLI::App& app, Run& run);
 void register_warm(CLI::App& app, Run& run);
 void register_top(CLI::App& app, Run& run);
 
+// For people: without the code of the RESP error.
+inline std::string text_of(const Error& error) {
+  return error.origin.empty() ? error.message : error.message + " (" + error.origin + ")";
+}
+
 // Reads a configuration; prints what is wrong with it to stderr.
 std::optional<config::Config> load_or_complain(const std::string& file);
 

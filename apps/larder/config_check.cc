@@ -38,7 +38,7 @@ int check(const std::string& file, bool as_json) {
   const config::Config& config = *loaded;
   // The file is right; what a cache guarantees depends on its source, which has to be looked at.
   config::SourceCapabilities capabilities;
-  bool usable = true;
+  int code = kDone;
   for (const cache::SourceSpec& spec : config.sources) {
     obs::Registry metrics;
     auto source = server::open_source(spec, config.caches, metrics, {});
@@ -46,13 +46,14 @@ int check(const std::string& file, bool as_json) {
       capabilities[spec.name] = (*source)->capabilities();
       continue;
     }
-    usable = false;
+    code = std::max(code, source.error().code == ErrorCode::config ? kUsage : kFailed);
     fmt::print(stderr, "source {} cannot be used as it is: {}\n", spec.name,
-               to_string(source.error()));
+               text_of(source.error()));
   }
   const config::CheckReport report = config::check(config, capabilities);
-  fmt::print("{}\n", as_json ? config::to_json(report) : config::to_text(report));
-  return usable ? kDone : kFailed;
+  fmt::print("{}{}", as_json ? config::to_json(report) : config::to_text(report),
+             as_json ? "\n" : "");
+  return code;
 }
 
 }  // namespace
@@ -69,7 +70,7 @@ void register_config_check(CLI::App& app, Run& run) {
       "Example:\n"
       "  larder config check larder.toml\n"
       "  larder config check --json larder.toml | jq .problems\n\n"
-      "Exit codes: 0 right, 1 right but a source cannot be used, 2 wrong.");
+      "Exit codes: 0 right, 1 right but a source cannot be used now, 2 wrong.");
   sub->callback([file, as_json, &run] {
     run = [name = file->as<std::string>(), in_json = as_json->count() > 0] {
       return check(name, in_json);

@@ -34,12 +34,12 @@ int print_map(const Target& target, const std::vector<std::string>& command, int
   const char* const password = std::getenv("LARDER_PASSWORD");
   auto remote = Remote::connect(target.address, password != nullptr ? password : "", timeout_s);
   if (!remote) {
-    fmt::print(stderr, "{}\n", to_string(remote.error()));
+    fmt::print(stderr, "{}\n", text_of(remote.error()));
     return kFailed;
   }
   const auto reply = remote->call(command);
   if (!reply) {
-    fmt::print(stderr, "{}\n", to_string(reply.error()));
+    fmt::print(stderr, "{}\n", text_of(reply.error()));
     return kFailed;
   }
   if (reply->type == wire::Reply::Type::error) {

@@ -46,7 +46,7 @@ int serve(const std::string& file) {
   auto instance =
       server::Instance::start(config, [](const std::string& line) { spdlog::warn("{}", line); });
   if (!instance) {
-    spdlog::error("cannot start: {}", to_string(instance.error()));
+    spdlog::error("cannot start: {}", text_of(instance.error()));
     return instance.error().code == ErrorCode::config ? kUsage : kFailed;
   }
   server::Instance& larder = **instance;

@@ -16,7 +16,7 @@ struct Options {
 };
 
 int complain(const Error& error) {
-  fmt::print(stderr, "{}\n", to_string(error));
+  fmt::print(stderr, "{}\n", text_of(error));
   return error.code == ErrorCode::config ? kUsage : kFailed;
 }
 

@@ -95,7 +95,7 @@ int top(const Options& options) {
   for (int round = 0; options.rounds == 0 || round <= options.rounds; ++round) {
     const auto text = admin_get(options.admin, "/metrics", kTimeoutS);
     if (!text) {
-      fmt::print(stderr, "{}\n", to_string(text.error()));
+      fmt::print(stderr, "{}\n", text_of(text.error()));
       return kFailed;
     }
     const Sample now = parse(*text);

@@ -70,6 +70,7 @@ void Session::refuse_declared(const CommandRow& row, std::string_view key, int c
 // ---- without suspending ----
 
 bool Session::run_keys_now(const CommandRow& row, Args args) {
+  if (row.verb == Verb::mget && !fits_reply_of(args.subspan(1))) return true;
   if (!has_caches_) {
     run_plain(row, args);
     return true;
@@ -429,6 +430,9 @@ Task<void> Session::declared_mget(Args args) {
     out_.resize(before);
   }
   const auto readings = co_await context_.node->get_many(std::move(wanted));
+  std::size_t bytes = out.size();
+  for (const auto& reading : readings) bytes += reading ? reading->value.size() : 0;
+  if (!fits_reply(bytes)) co_return;
   std::size_t next_ready = 0;
   wire::Writer writer(out, writer_.protocol());
   for (const std::size_t at : wanted_at) {

@@ -85,6 +85,23 @@ void Session::wrong_arity(std::string_view command) {
   error(fmt::format("ERR wrong number of arguments for '{}' command", command));
 }
 
+bool Session::fits_reply(std::size_t bytes) {
+  if (bytes <= context_.limits.reply_bytes) return true;
+  error(
+      fmt::format("LARDER_OVERLOADED the answer would be larger than {} bytes; ask for fewer keys",
+                  context_.limits.reply_bytes));
+  return false;
+}
+
+// Looks at the values only if there are enough keys that they might be too large together.
+bool Session::fits_reply_of(std::span<const std::string_view> keys) {
+  if (keys.size() <= context_.limits.reply_bytes / context_.near->max_entry_bytes()) return true;
+  std::size_t bytes = 0;
+  const auto add = [&](const near::View& view) { bytes += view.value.size(); };
+  for (const std::string_view key : keys) context_.near->lookup(key, hash_bytes(key), now_, add);
+  return fits_reply(bytes);
+}
+
 void Session::unknown_command(Args args) {
   constexpr std::size_t kShown = 128;
   std::string shown;

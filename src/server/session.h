@@ -29,6 +29,7 @@ struct SessionLimits {
   wire::Limits wire;
   std::size_t input_bytes = 16 << 10;       // the read buffer, while no command is larger
   std::size_t output_soft_bytes = 1 << 20;  // answers beyond this are written before more are made
+  std::size_t reply_bytes = 512u << 20;     // of one command: MGET and EXEC can ask for any amount
   std::size_t push_bytes = 32 << 20;        // a subscriber that lets more pile up is closed
   std::size_t subscriptions = 100'000;      // of one client
   std::size_t queued_commands = 100'000;    // by MULTI
@@ -100,6 +101,8 @@ class Session final : public Peer::Owner {
   void error(std::string_view text);
   void error(const Error& error);
   void wrong_arity(std::string_view command);
+  bool fits_reply(std::size_t bytes);  // answers the error
+  bool fits_reply_of(std::span<const std::string_view> keys);
   void unknown_command(Args args);
   void unknown_subcommand(Args args);
   bool parse_integer(std::string_view text, std::int64_t& n);  // answers the error

@@ -212,6 +212,20 @@ TEST_F(SessionTest, TransactionsAreRedisTransactions) {
   EXPECT_EQ(c.text({"EXEC"}), "[OK, PONG, (int) 2, e]");
 }
 
+TEST_F(SessionTest, OneAnswerHasALimit) {
+  TestClient c(address());
+  const std::string value(1 << 20, 'v');
+  ASSERT_EQ(c.text({"SET", "v", value}), "OK");
+  std::vector<std::string> mget(601, "v");
+  mget[0] = "MGET";
+  EXPECT_THAT(c.text(mget), StartsWith("-LARDER_OVERLOADED the answer would be larger than"));
+  c.text({"MULTI"});
+  for (int i = 0; i < 600; ++i) c.text({"GET", "v"});
+  EXPECT_THAT(c.text({"EXEC"}), StartsWith("-LARDER_OVERLOADED"));
+  EXPECT_EQ(c.text({"PING"}), "PONG");
+  EXPECT_EQ(c.text({"EXEC"}), "-ERR EXEC without MULTI");
+}
+
 TEST_F(SessionTest, WatchSeesTheChangesOfOthers) {
   TestClient a(address());
   TestClient b(address());

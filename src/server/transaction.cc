@@ -181,6 +181,12 @@ void Session::do_exec(Args) {
     error("EXECABORT Transaction discarded because of previous errors.");
     return;
   }
+  std::vector<std::string_view> keys;
+  for (const engine::QueuedCommand& command : queued_) {
+    const std::vector<std::string_view> args(command.args.begin(), command.args.end());
+    append_keys(*table_.find(args[0]), args, keys);
+  }
+  if (!fits_reply_of(keys)) return end_multi();
   // The usual case, without suspending: plain commands, which are all of one step.
   const bool all_plain = std::ranges::all_of(queued_, [&](const engine::QueuedCommand& command) {
     const std::vector<std::string_view> args(command.args.begin(), command.args.end());
