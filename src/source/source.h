@@ -20,7 +20,8 @@
 namespace larder::source {
 
 // A bound parameter. A text is bound as text, never spliced into a statement.
-using Value = std::variant<std::nullptr_t, std::int64_t, double, std::string, std::vector<std::byte>>;
+using Value =
+    std::variant<std::nullptr_t, std::int64_t, double, std::string, std::vector<std::byte>>;
 
 struct NamedValue {
   std::string name;  // without the colon
@@ -28,8 +29,8 @@ struct NamedValue {
 };
 using Params = std::vector<NamedValue>;
 
-// How a row becomes bytes. object: {"id":7,...}; array: [{...},...] of all rows; value: the bytes of
-// the one column. A column named "value" that is alone gives its raw bytes in `object` too.
+// How a row becomes bytes. object: {"id":7,...}; array: [{...},...] of all rows; value: the bytes
+// of the one column. A column named "value" that is alone gives its raw bytes in `object` too.
 enum class ResultShape : std::uint8_t { object, array, value };
 
 // One `load` statement, given once at start. `id` is chosen by the caller, dense from 0.
@@ -37,18 +38,19 @@ struct LoadStatement {
   std::uint32_t id = 0;
   std::string sql;
   ResultShape shape = ResultShape::object;
-  std::vector<std::string> key_params;  // the placeholders that a key gives
-  std::vector<std::string> tag_columns; // columns whose texts the caller wants (for tags)
+  std::vector<std::string> key_params;   // the placeholders that a key gives
+  std::vector<std::string> tag_columns;  // columns whose texts the caller wants (for tags)
 };
 
 // What one key's load gave.
 struct Row {
-  bool found = false;      // false: no such row (negative entry)
-  std::string value;       // per shape; empty if not found
+  bool found = false;  // false: no such row (negative entry)
+  std::string value;   // per shape; empty if not found
   // Texts of LoadStatement::tag_columns, in order; nullopt = NULL or no such column.
   std::vector<std::optional<std::string>> tag_values;
-  // Texts of the row's columns that bear a key parameter's name, in the order of key_params; nullopt
-  // where the row has no such column. From the first row. Used to render the row's key back.
+  // Texts of the row's columns that bear a key parameter's name, in the order of key_params;
+  // nullopt where the row has no such column. From the first row. Used to render the row's key
+  // back.
   std::vector<std::optional<std::string>> key_values;
 };
 
@@ -79,7 +81,7 @@ struct ChangeBatch {
   bool everything = false;      // history is gone: void all entries of this source (new epoch)
   std::uint64_t source_id = 0;  // the incarnation that they come from
   TimeUs heartbeat = 0;         // every change committed before this has now been delivered
-  TimeUs committed_at = 0;      // earliest commit time in the batch, 0 = unknown (for the lag metric)
+  TimeUs committed_at = 0;  // earliest commit time in the batch, 0 = unknown (for the lag metric)
 };
 
 struct Statement {
@@ -110,16 +112,17 @@ class Transaction {
 };
 
 struct Capabilities {
-  std::string kind;            // "sqlite"
-  bool snapshots = false;      // Loaded::snapshot is known()
-  bool feed = false;           // changes made by others are delivered to the sink
-  std::string feed_rests_on;   // "triggers of larder source prepare, polled every 10ms"
-  std::string why_no_feed;     // and what to do about it
+  std::string kind;           // "sqlite"
+  bool snapshots = false;     // Loaded::snapshot is known()
+  bool feed = false;          // changes made by others are delivered to the sink
+  std::string feed_rests_on;  // "triggers of larder source prepare, polled every 10ms"
+  std::string why_no_feed;    // and what to do about it
 };
 
 // Receives what others changed. Called on a loop of the node; returns when the changes have been
-// applied (only then does the source move its position).
-using ChangeSink = std::function<Task<void>(ChangeBatch)>;
+// applied. Only then does the source move its position and its heartbeat; after an error it
+// delivers the same changes again.
+using ChangeSink = std::function<Task<Result<void>>(ChangeBatch)>;
 
 class Source {
  public:
@@ -136,8 +139,8 @@ class Source {
   virtual Task<Result<std::unique_ptr<Transaction>>> write(std::vector<Statement> statements,
                                                            TimeUs deadline) = 0;
 
-  // Delivers changes until `group` is stopping. Spawned once, by the node, into that group. Without a
-  // feed it returns at once.
+  // Delivers changes until `group` is stopping. Spawned once, by the node, into that group. Without
+  // a feed it returns at once.
   virtual Task<void> run_feed(TaskGroup& group, ChangeSink sink) = 0;
 };
 

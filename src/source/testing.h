@@ -150,6 +150,10 @@ class OtherClient {
     EXPECT_EQ(sqlite3_exec(db_, sql.c_str(), nullptr, nullptr, nullptr), SQLITE_OK)
         << sqlite3_errmsg(db_) << " in " << sql;
   }
+  // What may fail.
+  void try_exec(const std::string& sql) {
+    sqlite3_exec(db_, sql.c_str(), nullptr, nullptr, nullptr);
+  }
   // "a|b" for each row, separated by spaces.
   std::string query(const std::string& sql) {
     std::string out;

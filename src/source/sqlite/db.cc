@@ -8,9 +8,6 @@
 #include <algorithm>
 #include <cstring>
 
-// Asks the linker for the library, so that whoever links this module gets it.
-#pragma comment(lib, "sqlite3")
-
 namespace larder::source::sqlite {
 namespace {
 

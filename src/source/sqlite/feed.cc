@@ -55,14 +55,20 @@ Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
     const TimeUs heartbeat = batch.heartbeat;
     const bool quiet = batch.changes.empty() && !batch.everything;
     if (!quiet || heartbeat - last_heartbeat >= std::max(kHeartbeat, pause)) {
-      co_await sink(std::move(batch));
+      const Result<void> applied = co_await sink(std::move(batch));
+      if (!applied) {  // the same changes again, later
+        backoff = std::min(backoff * 2, kLongestBackoff);
+        const TimeUs next = monotonic_now_us() + backoff;
+        co_await group.sleep_until(next);
+        continue;
+      }
       if (heartbeat != 0) last_heartbeat = heartbeat;
     }
     // Only now: what a sink did not get is read again.
     feed_.position = step->position;
     feed_.data_version = step->data_version;
     feed_.everything = false;
-    if (step->trim) {
+    if (step->trim && !step->more) {
       const std::int64_t keep_after = feed_.position - kKeptChanges;
       WriterThread::Work work = [this, keep_after] { trim_now(keep_after); };
       const TimeUs patience = monotonic_now_us() + kSecond;

@@ -125,6 +125,10 @@ Result<void> Impl::load_rows(Reader& reader, const LoadPlan& plan, const std::ve
   if (*schema != reader.schema) {
     reader.columns.clear();
     db.forget_cached();
+    // A statement would be compiled for the tables as this connection knows them, and only find out
+    // when it runs: let another one find out.
+    const auto looked = db.query_integer("SELECT 1 FROM main.sqlite_master LIMIT 1");
+    if (!looked) return std::unexpected(looked.error());
     reader.schema = *schema;
   }
   const auto columns = columns_of(reader, plan);

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <random>
 
 #include "base/hash.h"
@@ -88,6 +89,12 @@ Result<void> Impl::open() {
                     "tables, or correct the url (a relative path counts from the folder in "
                     "which Larder is started)",
                     options_.name, path),
+        "sqlite");
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored))
+    return fail(
+        ErrorCode::config,
+        fmt::format("source \"{}\": {} is a folder, not a database file", options_.name, path),
         "sqlite");
   if (!options_.query_log.empty()) {
     auto log = QueryLog::open(options_.query_log);
