@@ -73,7 +73,7 @@ Explanation Node::explain(std::string_view key, TimeUs now) {
   bool held = false;
   self.near.lookup(key, hash, now, [&](const near::View& view) {
     held = true;
-    const policy::Freshness freshness = self.judge(cache, view, now, false);
+    const policy::Freshness freshness = self.judge(cache, view, now, Impl::SourceState::unknown);
     say("held_by",
         cache.spec.near ? "near tier (the embedded engine's own storage)" : "embedded engine");
     say("state", std::string(state_of(freshness, view.is_void)));

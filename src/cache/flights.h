@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -28,9 +29,10 @@ struct Flight {
 
   const std::string key;
   const Hash hash;
-  const std::uint64_t era;  // of the table when it began
-  policy::Ticket ticket;    // the leader's
-  Outcome outcome;          // written by the leader before done.notify(), read by waiters after
+  const std::uint64_t era;            // of the table when it began
+  policy::Ticket ticket;              // the leader's
+  std::optional<DurationUs> life_us;  // of the entry, if its leader wants another than the cache's
+  Outcome outcome;  // written by the leader before done.notify(), read by waiters after
   Waiters done;
 };
 

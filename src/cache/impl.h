@@ -31,7 +31,7 @@ struct CacheMetrics {
   };
   std::array<std::array<Pair, kTiers>, kOps> by_op_tier;
   std::array<obs::Counter*, 2> stale_served{};    // ttl, error
-  std::array<obs::Counter*, 10> fills_refused{};  // by policy::Refusal
+  std::array<obs::Counter*, 11> fills_refused{};  // by policy::Refusal
   obs::Counter* fills = nullptr;
   obs::Counter* early_refreshes = nullptr;
 };
@@ -112,15 +112,21 @@ struct Node::Impl {
     policy::Freshness freshness = policy::Freshness::unusable;
     std::optional<Reading> reading;  // of an entry that is there, fit or not
   };
+  // What is known of the source at this moment: nothing, that it is slow, that it failed.
+  enum class SourceState : std::uint8_t { unknown, slow, failed };
   NearReading read_near(const CacheRuntime& cache, std::string_view key, Hash hash, TimeUs now,
-                        bool source_failed);
+                        SourceState source);
   policy::Freshness judge(const CacheRuntime& cache, const near::View& view, TimeUs now,
-                          bool source_failed);
+                          SourceState source) const;
   void refresh_in_background(unsigned cache, std::string_view key, Hash hash);
-  Task<void> load(unsigned cache, std::vector<LoadFlight> flights,
-                  std::optional<DurationUs> ttl_us);
+  Task<void> load(unsigned cache, std::vector<LoadFlight> flights);
+  // In the node's group: whoever waits may leave, the load goes on.
+  void start_load(unsigned cache, std::vector<LoadFlight> flights);
+  // Loads what was written, and stores it; `ttl_us` is parallel to `keys`.
+  Task<void> refill(unsigned cache, std::vector<std::string> keys,
+                    std::vector<std::optional<DurationUs>> ttl_us);
   Task<void> settle(unsigned cache, LoadFlight flight, Result<source::Row> row,
-                    const source::Loaded& loaded, std::optional<DurationUs> ttl_us);
+                    const source::Loaded& loaded);
   Task<Result<Reading>> await_flight(unsigned cache, LoadFlight flight, TimeUs began);
   Result<Reading> after_failure(const CacheRuntime& cache, std::string_view key, Hash hash,
                                 Error error);
@@ -137,14 +143,14 @@ struct Node::Impl {
 
   // ---- invalidation path (invalidation.cc) ----
   Task<Result<void>> invalidate(engine::Change change, std::string_view feed);
-  Task<void> apply(unsigned source, source::ChangeBatch batch);
+  Task<Result<void>> apply(unsigned source, source::ChangeBatch batch);
   engine::Change change_of(unsigned source, const std::vector<source::RowChange>& changes) const;
   Task<void> begin_incarnation(unsigned source, std::uint64_t source_id);
   Task<void> void_source(unsigned source, std::string_view feed);
   obs::Counter& invalidations(std::string_view feed);
 
   TimeUs now() const { return Loop::current()->now_us(); }
-  double dice();
+  double dice() const;
   const CacheRuntime* by_name(std::string_view name) const;
 
   std::vector<std::unique_ptr<CacheRuntime>> caches;
@@ -160,7 +166,8 @@ struct Node::Impl {
   const std::size_t max_waiters;
   RecentEvents invalidated;
   RecentEvents refused;
-  std::atomic<std::uint64_t> dice_count;
+  mutable std::atomic<std::uint64_t> dice_count;
+  std::atomic<bool> draining{false};
   TaskGroup group;
 };
 

@@ -55,7 +55,7 @@ Task<Result<void>> Node::Impl::invalidate(engine::Change change, std::string_vie
 
 engine::Change Node::Impl::change_of(unsigned source,
                                      const std::vector<source::RowChange>& changes) const {
-  engine::Change result{.source = source, .x = 0, .keys = {}, .tags = {}};
+  engine::Change result{.source = source, .keys = {}, .tags = {}};
   std::vector<std::string_view> texts;
   for (const source::RowChange& change : changes) {
     result.x = std::max(result.x, change.x);
@@ -110,26 +110,28 @@ Task<void> Node::Impl::begin_incarnation(unsigned source, std::uint64_t source_i
 }
 
 Task<void> Node::Impl::void_source(unsigned source, std::string_view feed) {
-  engine::Change all{.source = source, .x = 0, .keys = {}, .tags = {}};
+  engine::Change all{.source = source, .keys = {}, .tags = {}};
   for (const auto& cache : caches)
     if (cache->source == source) all.tags.push_back(cache->cache_tag);
   Result<void> done = co_await invalidate(std::move(all), feed);
   LARDER_ASSERT(done.has_value());
 }
 
-Task<void> Node::Impl::apply(unsigned source, source::ChangeBatch batch) {
+Task<Result<void>> Node::Impl::apply(unsigned source, source::ChangeBatch batch) {
   SourceRuntime& runtime = *sources[source];
   co_await begin_incarnation(source, batch.source_id);
   if (batch.everything) co_await void_source(source, runtime.name);
   if (!batch.changes.empty()) {
     engine::Change change = change_of(source, batch.changes);
+    change.source_id = batch.source_id;
     Result<void> done = co_await invalidate(std::move(change), runtime.name);
-    if (!done) co_return;  // no heartbeat: bounded caches stop answering from memory
+    if (!done) co_return done;  // no heartbeat: bounded caches stop answering from memory
     if (batch.committed_at)
       runtime.lag->record(std::max<DurationUs>(0, now() - batch.committed_at));
   }
   if (batch.heartbeat > runtime.heartbeat.load(std::memory_order_relaxed))
     runtime.heartbeat.store(batch.heartbeat, std::memory_order_release);
+  co_return Result<void>{};
 }
 
 // ---- what a caller says ----
@@ -168,7 +170,7 @@ Task<Result<std::int64_t>> Node::invalidate_tags(std::vector<std::string> tags,
       co_return fail(ErrorCode::bad_value, "a tag that begins with '@' is Larder's own");
   // A tag may be borne by entries of any source.
   for (unsigned source = 0; source < self.sources.size(); ++source) {
-    engine::Change change{.source = source, .x = 0, .keys = {}, .tags = tags};
+    engine::Change change{.source = source, .keys = {}, .tags = tags};
     Result<void> done = co_await self.invalidate(std::move(change), feed);
     if (!done) co_return std::unexpected(done.error());
   }
@@ -178,7 +180,7 @@ Task<Result<std::int64_t>> Node::invalidate_tags(std::vector<std::string> tags,
 Task<Result<bool>> Node::invalidate_cache(std::string name, std::string_view feed) {
   const CacheRuntime* cache = impl_->by_name(name);
   if (!cache) co_return false;
-  engine::Change change{.source = cache->source, .x = 0, .keys = {}, .tags = {cache->cache_tag}};
+  engine::Change change{.source = cache->source, .keys = {}, .tags = {cache->cache_tag}};
   Result<void> done = co_await impl_->invalidate(std::move(change), feed);
   if (!done) co_return std::unexpected(done.error());
   co_return true;

@@ -194,7 +194,7 @@ Node::Impl::Impl(Parts given)
   }
 }
 
-double Node::Impl::dice() {
+double Node::Impl::dice() const {
   const std::uint64_t x =
       mix64(dice_count.fetch_add(0x9e3779b97f4a7c15ULL, std::memory_order_relaxed));
   return (static_cast<double>(x >> 11) + 1.0) * 0x1.0p-53;
@@ -224,7 +224,10 @@ void Node::start() {
         [impl, i](source::ChangeBatch batch) { return impl->apply(i, std::move(batch)); }));
 }
 
+void Node::drain() { impl_->draining = true; }
+
 Task<void> Node::stop() {
+  drain();
   impl_->group.stop();
   co_await impl_->group.join();
 }

@@ -93,6 +93,8 @@ class Node {
 
   // Starts the feeds on the current loop.
   void start();
+  // Long operations (warm) end at their next step. Thread-safe.
+  void drain();
   // Ends feeds and background loads, and waits for them.
   Task<void> stop();
 

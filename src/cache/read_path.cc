@@ -29,7 +29,7 @@ Tier home_of(const CacheRuntime& cache) { return cache.spec.near ? Tier::near : 
 // ---- the near tier ----
 
 policy::Freshness Node::Impl::judge(const CacheRuntime& cache, const near::View& view, TimeUs now,
-                                    bool source_failed) {
+                                    SourceState source) const {
   policy::FreshnessInput in{
       .now = now,
       .as_of = view.meta.as_of,
@@ -39,7 +39,8 @@ policy::Freshness Node::Impl::judge(const CacheRuntime& cache, const near::View&
       .heartbeat = cache.rules.bound_us && cache.guarantee.fed
                        ? sources[cache.source]->heartbeat.load(std::memory_order_acquire)
                        : 0,
-      .source_failed = source_failed};
+      .source_failed = source == SourceState::failed,
+      .source_slow = source == SourceState::slow};
   if (cache.rules.refresh_ahead) in.random = dice();
   return policy::decide(in, cache.rules);
 }
@@ -57,7 +58,7 @@ Node::Quick Node::read_now(std::string_view key, Hash hash, TimeUs now,
       return;
     }
     const CacheRuntime& owner = *impl_->caches[view.meta.cache_id - 1u];
-    freshness = impl_->judge(owner, view, now, false);
+    freshness = impl_->judge(owner, view, now, Impl::SourceState::unknown);
     if (freshness > policy::Freshness::revalidate) return;
     cache = &owner;
     if (view.meta.negative) {
@@ -76,7 +77,7 @@ Node::Quick Node::read_now(std::string_view key, Hash hash, TimeUs now,
   thread_local std::uint64_t sample = 0;
   if (++sample % kNearSample == 0)
     series.seconds->record(Loop::current()->now_us() - now, kNearSample);
-  if (cache->spec.sliding && !late) impl_->near.touch(key, hash, now);
+  if (cache->spec.sliding && answer == Quick::hit && !late) impl_->near.touch(key, hash, now);
   if (freshness != policy::Freshness::fresh) {
     if (late) cache->metrics.stale_served[0]->add();
     impl_->refresh_in_background(cache->id - 1u, key, hash);
@@ -85,11 +86,11 @@ Node::Quick Node::read_now(std::string_view key, Hash hash, TimeUs now,
 }
 
 Node::Impl::NearReading Node::Impl::read_near(const CacheRuntime& cache, std::string_view key,
-                                              Hash hash, TimeUs now, bool source_failed) {
+                                              Hash hash, TimeUs now, SourceState source) {
   NearReading result;
   near.lookup(key, hash, now, [&](const near::View& view) {
     if (view.meta.cache_id != cache.id) return;
-    result.freshness = judge(cache, view, now, source_failed);
+    result.freshness = judge(cache, view, now, source);
     const bool on_time = result.freshness <= policy::Freshness::refresh_early;
     result.reading = reading_of(view, now, on_time ? home_of(cache) : Tier::stale);
   });
@@ -114,20 +115,24 @@ source::Params Node::Impl::params_of(const CacheRuntime& cache,
   return result;
 }
 
-void Node::Impl::refresh_in_background(unsigned cache, std::string_view key, Hash hash) {
-  LoadFlights::Joined joined = flights.join_or_start(key, hash);
-  if (!joined.leads) return;
-  caches[cache]->metrics.early_refreshes->add();
-  LoadFlight flight = joined.flight;
-  if (!group.spawn(load(cache, {std::move(joined.flight)}, std::nullopt))) {
+void Node::Impl::start_load(unsigned cache, std::vector<LoadFlight> batch) {
+  std::vector<LoadFlight> started = batch;
+  if (group.spawn(load(cache, std::move(batch)))) return;
+  for (const LoadFlight& flight : started) {
     flight->outcome.reading = fail(ErrorCode::cancelled, "Larder is shutting down");
     flights.finish(flight);
   }
 }
 
+void Node::Impl::refresh_in_background(unsigned cache, std::string_view key, Hash hash) {
+  LoadFlights::Joined joined = flights.join_or_start(key, hash);
+  if (!joined.leads) return;
+  caches[cache]->metrics.early_refreshes->add();
+  start_load(cache, {std::move(joined.flight)});
+}
+
 // Loads the keys of `flights` by one query, stores what may be stored, and ends the flights.
-Task<void> Node::Impl::load(unsigned index, std::vector<LoadFlight> batch,
-                            std::optional<DurationUs> ttl_us) {
+Task<void> Node::Impl::load(unsigned index, std::vector<LoadFlight> batch) {
   const CacheRuntime& cache = *caches[index];
   std::vector<source::Params> keys;
   keys.reserve(batch.size());
@@ -154,7 +159,7 @@ Task<void> Node::Impl::load(unsigned index, std::vector<LoadFlight> batch,
         co_await begin_incarnation(cache.source, loaded->snapshot.source_id);
       for (std::size_t i = 0; i < batch.size(); ++i) {
         LoadFlight flight = batch[i];
-        co_await settle(index, std::move(flight), std::move(loaded->rows[i]), *loaded, ttl_us);
+        co_await settle(index, std::move(flight), std::move(loaded->rows[i]), *loaded);
       }
       co_return;
     }
@@ -205,7 +210,7 @@ std::vector<std::string> Node::Impl::tags_of(
 
 // Ends one flight: judges the row, fills, publishes the outcome.
 Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::Row> row,
-                              const source::Loaded& loaded, std::optional<DurationUs> ttl_us) {
+                              const source::Loaded& loaded) {
   const CacheRuntime& cache = *caches[index];
   const CacheSpec& spec = cache.spec;
   if (row && row->value.size() > spec.max_value_bytes)
@@ -213,6 +218,8 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
                fmt::format("the value of '{}' has {} bytes; max_value of cache '{}' is {}",
                            flight->key, row->value.size(), spec.name, spec.max_value_bytes));
   if (!row) {
+    // A newer row that cannot be held must not leave an older one in its place.
+    if (row.error().code == ErrorCode::too_large) near.invalidate(flight->hash, flight->key, false);
     flight->outcome.reading = std::unexpected(row.error());
     flights.finish(flight);
     co_return;
@@ -235,12 +242,14 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
     if (row->key_values[i]) of_row[i] = *row->key_values[i];
   if (of_row != params) refusal = policy::Refusal::key_mismatch;
 
-  DurationUs life = ttl_us.value_or(row->found ? cache.guarantee.ttl_us : spec.negative_ttl_us);
+  DurationUs life =
+      flight->life_us.value_or(row->found ? cache.guarantee.ttl_us : spec.negative_ttl_us);
   if (cache.rules.bound_us && !cache.guarantee.fed) life = std::min(life, cache.rules.bound_us);
-  if (!ttl_us && spec.jitter > 0)
+  if (!flight->life_us && spec.jitter > 0)
     life -= static_cast<DurationUs>(static_cast<double>(life) * spec.jitter * (1.0 - dice()));
   if (!row->found && life == 0) {
-    near.erase(flight->key, flight->hash);  // the row is gone: nothing stale may outlive that
+    // The row is gone: what is held is void, and so is every older load that still saw it.
+    near.invalidate(flight->hash, flight->key, false);
   } else if (refusal == policy::Refusal::none) {
     near::Meta meta{
         .cache_id = cache.id,
@@ -267,6 +276,9 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
     if (refusal == policy::Refusal::none) reading->ttl_us = life;
   }
   reading->not_stored = refusal;
+  if (refusal == policy::Refusal::too_large || refusal == policy::Refusal::key_mismatch ||
+      refusal == policy::Refusal::no_room)
+    near.invalidate(flight->hash, flight->key, false);  // as above
   if (refusal == policy::Refusal::none) {
     cache.metrics.fills->add();
   } else {
@@ -285,7 +297,7 @@ Result<Reading> Node::Impl::after_failure(const CacheRuntime& cache, std::string
   const bool down = error.code == ErrorCode::source_down || error.code == ErrorCode::timeout ||
                     error.code == ErrorCode::overloaded || error.code == ErrorCode::source_refused;
   if (down) {
-    NearReading near_reading = read_near(cache, key, hash, now(), true);
+    NearReading near_reading = read_near(cache, key, hash, now(), SourceState::failed);
     if (near_reading.reading && near_reading.freshness != policy::Freshness::unusable) {
       if (near_reading.freshness == policy::Freshness::stale_if_error) {
         near_reading.reading->tier = Tier::stale;
@@ -312,7 +324,7 @@ Task<Result<Reading>> Node::Impl::await_flight(unsigned index, LoadFlight flight
     if (soft > 0 && soft < cache.spec.load_timeout_us) {
       done = co_await flight->done.wait_until(saturating_add(began, soft));
       if (!done) {  // answer late if there is something to answer; the load goes on
-        NearReading late = read_near(cache, flight->key, flight->hash, now(), true);
+        NearReading late = read_near(cache, flight->key, flight->hash, now(), SourceState::slow);
         if (late.reading && late.freshness == policy::Freshness::stale_if_error) {
           waiting.fetch_sub(1, std::memory_order_relaxed);
           late.reading->tier = Tier::stale;
@@ -372,12 +384,13 @@ Task<std::vector<Result<Reading>>> Node::get_many(std::vector<std::string> keys)
     const auto index = static_cast<unsigned>(where.cache);
     const CacheRuntime& cache = *self.caches[index];
     const Hash hash = hash_bytes(keys[i]);
-    Impl::NearReading held = self.read_near(cache, keys[i], hash, began, false);
+    Impl::NearReading held =
+        self.read_near(cache, keys[i], hash, began, Impl::SourceState::unknown);
     if (held.reading && held.freshness <= policy::Freshness::revalidate) {
       if (held.freshness == policy::Freshness::revalidate) cache.metrics.stale_served[0]->add();
       if (held.freshness != policy::Freshness::fresh)
         self.refresh_in_background(index, keys[i], hash);
-      else if (cache.spec.sliding)
+      else if (cache.spec.sliding && held.reading->found)
         self.near.touch(keys[i], hash, began);
       self.count(cache, Op::get, static_cast<std::size_t>(held.reading->tier), self.now() - began);
       answers[i] = std::move(*held.reading);
@@ -388,20 +401,22 @@ Task<std::vector<Result<Reading>>> Node::get_many(std::vector<std::string> keys)
       answers[i] = fail(ErrorCode::overloaded, "too many loads are under way");
       continue;
     }
-    if (joined.leads) to_load[index].push_back(joined.flight);
+    if (joined.leads) {
+      // Another's flight may have landed since the look above: then its entry is the answer.
+      held = self.read_near(cache, keys[i], hash, began, Impl::SourceState::unknown);
+      if (held.reading && held.freshness <= policy::Freshness::refresh_early) {
+        auto found = std::make_shared<Reading>(std::move(*held.reading));
+        joined.flight->outcome.reading = std::shared_ptr<const Reading>(std::move(found));
+        self.flights.finish(joined.flight);
+      } else {
+        to_load[index].push_back(joined.flight);
+      }
+    }
     pending.push_back({i, index, std::move(joined.flight)});
   }
 
-  // The loads belong to the node, not to this reader: it may leave, they go on.
-  for (unsigned index = 0; index < to_load.size(); ++index) {
-    if (to_load[index].empty()) continue;
-    std::vector<LoadFlight> batch = to_load[index];
-    if (self.group.spawn(self.load(index, std::move(to_load[index]), std::nullopt))) continue;
-    for (const LoadFlight& flight : batch) {
-      flight->outcome.reading = fail(ErrorCode::cancelled, "Larder is shutting down");
-      self.flights.finish(flight);
-    }
-  }
+  for (unsigned index = 0; index < to_load.size(); ++index)
+    if (!to_load[index].empty()) self.start_load(index, std::move(to_load[index]));
   for (Pending& one : pending) {
     const CacheRuntime& cache = *self.caches[one.cache];
     Result<Reading> answer = co_await self.await_flight(one.cache, std::move(one.flight), began);
@@ -426,12 +441,37 @@ Task<Result<Reading>> Node::refresh(std::string key) {
   if (!joined.flight) co_return fail(ErrorCode::overloaded, "too many loads are under way");
   const auto index = static_cast<unsigned>(where.cache);
   LoadFlight flight = joined.flight;
-  if (joined.leads && !self.group.spawn(self.load(index, {joined.flight}, std::nullopt))) {
-    flight->outcome.reading = fail(ErrorCode::cancelled, "Larder is shutting down");
-    self.flights.finish(flight);
-  }
+  if (joined.leads) self.start_load(index, {std::move(joined.flight)});
   Result<Reading> answer = co_await self.await_flight(index, std::move(flight), began);
   co_return answer;
+}
+
+// After a COMMIT: all keys in one query, under one deadline. What fails or comes late is the next
+// reader's load; the write itself is done.
+Task<void> Node::Impl::refill(unsigned index, std::vector<std::string> keys,
+                              std::vector<std::optional<DurationUs>> lives_us) {
+  const CacheRuntime& cache = *caches[index];
+  std::vector<LoadFlight> all;
+  std::vector<LoadFlight> mine;
+  std::vector<std::optional<DurationUs>> owed;  // parallel to all: lives that others' loads ignore
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    LoadFlights::Joined joined = flights.join_or_start(keys[i], hash_bytes(keys[i]));
+    if (!joined.flight) continue;
+    if (joined.leads) {
+      joined.flight->life_us = lives_us[i];
+      mine.push_back(joined.flight);
+    }
+    owed.push_back(joined.leads ? std::nullopt : lives_us[i]);
+    all.push_back(std::move(joined.flight));
+  }
+  if (!mine.empty()) start_load(index, std::move(mine));
+  const TimeUs deadline = saturating_add(now(), cache.spec.load_timeout_us + kGrace);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    co_await all[i]->done.wait_until(deadline);
+    if (!owed[i]) continue;
+    const TimeUs end = saturating_add(now(), *owed[i]);
+    near.set_expiry(all[i]->key, all[i]->hash, now(), end, policy::useless_at(end, cache.rules));
+  }
 }
 
 // ---- warming ----
@@ -481,7 +521,7 @@ Task<Result<Warmed>> Node::warm(std::string name, std::uint64_t limit) {
   }
   Warmed warmed;
   constexpr std::size_t kChunk = 256;
-  for (std::size_t from = 0; from < keys.size() && !self.group.stopping(); from += kChunk) {
+  for (std::size_t from = 0; from < keys.size() && !self.draining; from += kChunk) {
     const std::size_t to = std::min(from + kChunk, keys.size());
     std::vector<std::string> chunk(keys.begin() + static_cast<std::ptrdiff_t>(from),
                                    keys.begin() + static_cast<std::ptrdiff_t>(to));
@@ -498,7 +538,8 @@ std::optional<Held> Node::held(std::string_view key, TimeUs now) {
   const Route where = route(key);
   if (where.match != policy::Match::yes) return std::nullopt;
   const CacheRuntime& cache = *impl_->caches[static_cast<std::size_t>(where.cache)];
-  const Impl::NearReading held = impl_->read_near(cache, key, hash_bytes(key), now, false);
+  const Impl::NearReading held =
+      impl_->read_near(cache, key, hash_bytes(key), now, Impl::SourceState::unknown);
   if (!held.reading || held.freshness > policy::Freshness::revalidate) return std::nullopt;
   return Held{!held.reading->found, held.reading->ttl_us};
 }

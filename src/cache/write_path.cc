@@ -10,18 +10,75 @@ namespace {
 
 namespace json = boost::json;
 
-Result<source::Value> value_of(const json::value& field, std::string_view name) {
+// The fields of an object as they were written. Boost.JSON 1.81 rounds one double in ten
+// differently from the shortest form that it was printed in; a value that was read and is written
+// back must be the same, so numbers are taken from the text. REQUIRES: `text` is one valid JSON
+// object.
+std::vector<std::string_view> raw_fields(std::string_view text) {
+  std::vector<std::string_view> fields;
+  int depth = 0;
+  bool quoted = false;
+  bool in_value = false;  // behind the colon of a field of the outer object
+  std::size_t begin = 0;
+  const auto end_value = [&](std::size_t end) {
+    if (!in_value) return;
+    std::string_view raw = text.substr(begin, end - begin);
+    constexpr std::string_view kBlank = " \t\r\n";
+    raw.remove_prefix(std::min(raw.find_first_not_of(kBlank), raw.size()));
+    raw.remove_suffix(raw.size() - 1 - std::min(raw.find_last_not_of(kBlank), raw.size() - 1));
+    fields.push_back(raw);
+    in_value = false;
+  };
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted) {
+      if (c == '\\')
+        ++i;
+      else if (c == '"')
+        quoted = false;
+      continue;
+    }
+    if (c == '"') {
+      quoted = true;
+    } else if (c == '{' || c == '[') {
+      ++depth;
+    } else if (c == '}' || c == ']') {
+      if (--depth == 0) end_value(i);
+    } else if (depth == 1 && c == ':') {
+      in_value = true;
+      begin = i + 1;
+    } else if (depth == 1 && c == ',') {
+      end_value(i);
+    }
+  }
+  return fields;
+}
+
+Result<source::Value> number_of(std::string_view raw, std::string_view name) {
+  const char* const end = raw.data() + raw.size();
+  if (raw.find_first_of(".eE") == std::string_view::npos) {
+    std::int64_t integer = 0;
+    if (std::from_chars(raw.data(), end, integer).ec == std::errc()) return integer;
+    return fail(ErrorCode::bad_value,
+                fmt::format("field '{}' does not fit a 64-bit signed integer: {}", name, raw));
+  }
+  double real = 0;
+  if (std::from_chars(raw.data(), end, real).ec == std::errc()) return real;
+  return fail(ErrorCode::bad_value,
+              fmt::format("field '{}' does not fit a 64-bit real number: {}", name, raw));
+}
+
+Result<source::Value> value_of(const json::value& field, std::string_view raw,
+                               std::string_view name) {
   switch (field.kind()) {
     case json::kind::null: return nullptr;
     case json::kind::bool_: return std::int64_t{field.get_bool()};
-    case json::kind::int64: return field.get_int64();
+    case json::kind::int64:
     case json::kind::uint64:
-      return fail(ErrorCode::bad_value,
-                  fmt::format("field '{}' does not fit a 64-bit signed integer", name));
-    case json::kind::double_: return field.get_double();
+    case json::kind::double_: return number_of(raw, name);
     case json::kind::string: return std::string(field.get_string());
     case json::kind::array:
-    case json::kind::object: return json::serialize(field);  // stored as JSON text
+    case json::kind::object: return std::string(raw);  // stored as the JSON text that it is
   }
   return fail(ErrorCode::internal, "unknown kind of JSON value");
 }
@@ -59,6 +116,9 @@ Result<source::Params> fields_of(const CacheSpec& spec, const WriteOp& op,
                 fmt::format("the value of '{}' must be one JSON object: {}", op.key,
                             ec ? ec.message() : "it is something else"));
   const json::object& object = parsed.as_object();
+  const std::vector<std::string_view> raw = raw_fields(op.value);
+  if (raw.size() != object.size())
+    return fail(ErrorCode::bad_value, fmt::format("the value of '{}' has a field twice", op.key));
   std::vector<std::string> unknown;
   for (const auto& [name, field] : object) {
     const std::string_view field_name(name.data(), name.size());
@@ -83,7 +143,8 @@ Result<source::Params> fields_of(const CacheSpec& spec, const WriteOp& op,
       missing.push_back(name);
       continue;
     }
-    Result<source::Value> value = value_of(*field, name);
+    const auto position = static_cast<std::size_t>(object.find(name) - object.begin());
+    Result<source::Value> value = value_of(*field, raw[position], name);
     if (!value) return std::unexpected(value.error());
     params.push_back({name, std::move(*value)});
   }
@@ -207,46 +268,45 @@ Task<Result<std::vector<Written>>> Node::write(std::vector<WriteOp> ops) {
   change.x = std::max(change.x, transaction->x());
   for (const WriteOp& op : ops)
     if (std::ranges::find(change.keys, op.key) == change.keys.end()) change.keys.push_back(op.key);
-  const std::vector<std::string> changed = change.keys;
-  engine::Change again = change;
+  change.source_id = transaction->source_id();
+  const engine::Change changed = change;
   Result<void> invalidated = co_await self.invalidate(std::move(change), "write");
   if (!invalidated) co_return std::unexpected(invalidated.error());
 
   Result<void> committed = co_await transaction->commit();
-  if (!self.sources[*source]->source->capabilities().snapshots) {
-    // A load between the two may have read the old value, and nothing but its ticket could tell.
-    invalidated = co_await self.invalidate(std::move(again), "write");
-    if (!invalidated) co_return std::unexpected(invalidated.error());
-  }
+  // Without snapshots nothing but its ticket tells that a load read the old value in between.
+  if (!self.sources[*source]->source->capabilities().snapshots)
+    invalidated = co_await self.invalidate(changed, "write");
   // Whoever begins from here on has the right to see the commit: no old flight for him. After an
   // error the same holds, since the outcome may be unknown.
-  for (const std::string& key : changed) self.flights.close(key, hash_bytes(key));
-  self.flights.close_all();
+  for (const std::string& key : changed.keys) self.flights.close(key, hash_bytes(key));
+  if (!changed.tags.empty()) self.flights.close_all();
   if (!committed) {
     for (const Target& target : targets)
       self.count(*self.caches[target.cache], Op::set, kErrorTier, self.now() - began);
     co_return std::unexpected(committed.error());
   }
+  // Committed, but an entry may be old: say so rather than acknowledge what a read may deny.
+  if (!invalidated) co_return std::unexpected(invalidated.error());
 
+  std::vector<std::vector<std::string>> refilled(self.caches.size());
+  std::vector<std::vector<std::optional<DurationUs>>> lives(self.caches.size());
   for (std::size_t i = 0; i < ops.size(); ++i) {
-    const CacheRuntime& cache = *self.caches[targets[i].cache];
-    const bool refill =
-        cache.spec.write == WriteMode::through && ops[i].kind != WriteOp::Kind::remove;
-    if (refill) {
-      const Hash hash = hash_bytes(ops[i].key);
-      LoadFlights::Joined joined = self.flights.join_or_start(ops[i].key, hash);
-      if (joined.leads) {
-        LoadFlight flight = joined.flight;
-        std::vector<LoadFlight> batch{flight};
-        // Awaited, so that the acknowledged write is the next reader's hit. If it fails, that
-        // reader loads: the write itself is done.
-        co_await self.load(targets[i].cache, std::move(batch), ops[i].ttl_us);
-      }
-    }
+    const unsigned cache = targets[i].cache;
+    if (self.specs[cache].write != WriteMode::through || ops[i].kind == WriteOp::Kind::remove)
+      continue;
+    refilled[cache].push_back(ops[i].key);
+    lives[cache].push_back(ops[i].ttl_us);
+  }
+  for (unsigned cache = 0; cache < refilled.size(); ++cache)
+    if (!refilled[cache].empty())
+      co_await self.refill(cache, std::move(refilled[cache]), std::move(lives[cache]));
+  for (std::size_t i = 0; i < ops.size(); ++i) {
     const Op op = ops[i].kind == WriteOp::Kind::set      ? Op::set
                   : ops[i].kind == WriteOp::Kind::remove ? Op::del
                                                          : Op::incr;
-    self.count(cache, op, static_cast<std::size_t>(Tier::source), self.now() - began);
+    self.count(*self.caches[targets[i].cache], op, static_cast<std::size_t>(Tier::source),
+               self.now() - began);
   }
   co_return written;
 }

@@ -1,8 +1,8 @@
-// An engine: where nodes share entries and coordinate. One narrow interface; what an engine cannot do
-// is data (Capabilities).
+// An engine: where nodes share entries and coordinate. One narrow interface; what an engine cannot
+// do is data (Capabilities).
 //
-// It speaks the three verbs: lookup gives a ticket on a miss, fill stores under it, invalidate voids.
-// Thread-safe; calls suspend and resume on the caller's loop.
+// It speaks the three verbs: lookup gives a ticket on a miss, fill stores under it, invalidate
+// voids. Thread-safe; calls suspend and resume on the caller's loop.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,9 @@ struct Key {
 
 // The unit of invalidation: what transaction x of a source changed.
 struct Change {
-  unsigned source = 0;        // index of the source that x belongs to
-  policy::TxnId x = 0;        // 0: a call or an event without one; then the tickets are the safety
+  unsigned source = 0;  // index of the source that x belongs to
+  policy::TxnId x = 0;  // 0: a call or an event without one; then the tickets are the safety
+  std::uint64_t source_id = 0;  // the incarnation that x belongs to; 0: the present one
   std::vector<std::string> keys;
   std::vector<std::string> tags;
 };

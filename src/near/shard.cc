@@ -128,6 +128,12 @@ policy::Refusal Store::Shard::install(const New& item) {
   if (old != nullptr) remove(old);
   void* block = std::malloc(bytes);
   if (block == nullptr) return policy::Refusal::no_room;
+  // An allocator with coarser sizes than glibc's gave more than was asked for: room for that, too.
+  if (bytes_held() + block_bytes(block) > store.shard_capacity_ &&
+      !make_room(block_bytes(block), nullptr)) {
+    std::free(block);
+    return policy::Refusal::no_room;
+  }
   auto* entry = new (block) Entry{};
   entry->pinned = must_pin(item) ? 1 : 0;
   write(entry, item);

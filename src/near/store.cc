@@ -131,6 +131,11 @@ policy::Refusal Store::fill(const policy::Ticket& ticket, std::string_view key, 
   if (policy::is_void(ticket.generation, ticket.stamp, ticket.generation,
                       std::span(stamps.data(), tags.size()), options_.rules))
     return policy::Refusal::tag;
+  // A slow load must not put an older state over that of a later one.
+  const Entry* const old = shard.find(key, hash);
+  if (options_.rules.later && old != nullptr && old->filled != 0 && !is_void(*old) &&
+      old->extra().cache_id == meta.cache_id && old->extra().as_of > meta.as_of)
+    return policy::Refusal::later;
   return shard.install({.key = key,
                         .hash = hash,
                         .value = value,

@@ -14,6 +14,7 @@ std::string_view to_string(Refusal refusal) {
     case Refusal::too_large: return "too_large";
     case Refusal::key_mismatch: return "key_mismatch";
     case Refusal::no_room: return "no_room";
+    case Refusal::later: return "later";
   }
   return "?";
 }

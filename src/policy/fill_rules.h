@@ -1,6 +1,6 @@
-// The rules of the fill protocol as pure functions: when is a ticket void, when may a loaded value be
-// stored, when does a stored one still count. Everybody who holds state asks here; tests/sim explores
-// the same functions exhaustively, with each rule left out as a negative control.
+// The rules of the fill protocol as pure functions: when is a ticket void, when may a loaded value
+// be stored, when does a stored one still count. Everybody who holds state asks here; tests/sim
+// explores the same functions exhaustively, with each rule left out as a negative control.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 
 namespace larder::policy {
 
-// The right to fill one key, given on a miss. Void after any invalidation of the key (the version of
-// its index bucket moved), of its partition (the generation moved), or of one of the entry's tags
-// (which bear a later stamp than the ticket).
+// The right to fill one key, given on a miss. Void after any invalidation of the key (the version
+// of its index bucket moved), of its partition (the generation moved), or of one of the entry's
+// tags (which bear a later stamp than the ticket).
 struct Ticket {
   std::uint64_t version = 0;     // of the key's index bucket
   std::uint64_t generation = 0;  // of the key's partition
@@ -32,6 +32,7 @@ enum class Refusal : std::uint8_t {
   too_large,     // over max_value or an eighth of a shard
   key_mismatch,  // the row's key columns do not render back to the key
   no_room,       // the memory bound, and nothing to evict
+  later,         // what is stored comes from a later load
 };
 std::string_view to_string(Refusal refusal);
 
@@ -43,14 +44,15 @@ struct Rules {
   bool tombstone = true;
   bool tag_tombstone = true;
   bool tag_stamp = true;
+  bool later = true;
 };
 
 struct FillCheck {
-  Ticket ticket;              // as given on the miss
-  Ticket now;                 // what a ticket for the key would be now
-  const Snapshot& snapshot;   // what the load has seen
-  std::uint64_t source_id;    // the incarnation that the coordination state belongs to
-  TxnId key_tombstone;        // latest transaction known to have changed the key; 0 = none
+  Ticket ticket;             // as given on the miss
+  Ticket now;                // what a ticket for the key would be now
+  const Snapshot& snapshot;  // what the load has seen
+  std::uint64_t source_id;   // the incarnation that the coordination state belongs to
+  TxnId key_tombstone;       // latest transaction known to have changed the key; 0 = none
   std::span<const TxnId> tag_tombstones;  // likewise for each tag of the entry
 };
 
@@ -61,7 +63,8 @@ Refusal judge_fill(const FillCheck& check, const Rules& rules = {});
 // judge_fill that needs no knowledge of the source.)
 Refusal judge_install(const Ticket& ticket, const Ticket& now, const Rules& rules = {});
 
-// Is a stored entry void? `generation` and `stamp` are those of the ticket under which it was filled.
+// Is a stored entry void? `generation` and `stamp` are those of the ticket under which it was
+// filled.
 inline bool is_void(std::uint64_t generation, std::uint64_t stamp, std::uint64_t current_generation,
                     std::span<const std::uint64_t> tag_stamps, const Rules& rules = {}) {
   if (rules.generation && generation != current_generation) return true;

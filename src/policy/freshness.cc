@@ -42,6 +42,8 @@ Freshness decide(const FreshnessInput& in, const FreshnessRules& rules) {
   const bool for_error = rules.stale_if_error_us > 0 &&
                          in.now < saturating_add(in.soft_expiry, rules.stale_if_error_us);
   if (!late && !for_error) return Freshness::unusable;
+  // Slow is not failed: what was invalidated, or is beyond its bound, waits for the answer.
+  if (in.source_slow) return current ? Freshness::stale_if_error : Freshness::load;
   return in.source_failed ? Freshness::stale_if_error : Freshness::load;
 }
 

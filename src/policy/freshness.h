@@ -26,6 +26,7 @@ struct FreshnessInput {
   bool is_void = false;        // invalidated since it was filled
   TimeUs heartbeat = 0;        // all changes up to here have been applied; 0 = no feed
   bool source_failed = false;  // the source was just asked, and failed
+  bool source_slow = false;    // it was asked, and the soft timeout passed; it may yet answer
   double random = 1.0;         // in (0, 1]; XFetch's dice
 };
 

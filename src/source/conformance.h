@@ -38,9 +38,9 @@ struct Sink {
   ChangeSink sink() {
     return [this](ChangeBatch batch) { return take(*this, std::move(batch)); };
   }
-  static Task<void> take(Sink& self, ChangeBatch batch) {
+  static Task<Result<void>> take(Sink& self, ChangeBatch batch) {
     self.batches.push_back(std::move(batch));
-    co_return;
+    co_return Result<void>{};
   }
   bool everything() const { return std::ranges::any_of(batches, &ChangeBatch::everything); }
   // "watched:value,value" of every change.

@@ -199,7 +199,8 @@ class FakeSource final : public source::Source {
         }
       const bool everything = batch.everything;
       if (everything) delivered = history_of(source_id_);
-      co_await sink(std::move(batch));
+      const Result<void> applied = co_await sink(std::move(batch));
+      LARDER_ASSERT(applied.has_value());
       for (const Commit& one : delivered) processed(one.id, one.x);
       const bool stalls = random_.chance(faults_.feed_stalls);
       const TimeUs wake = loop_.now_us() + (stalls ? 3 * kSecond : 10 * kMillisecond);

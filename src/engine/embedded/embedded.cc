@@ -58,6 +58,10 @@ Task<Result<policy::Refusal>> Embedded::fill(Fill fill) {
 }
 
 void Embedded::raise(const Change& change) {
+  // A writer that is still in an incarnation which was replaced: its number means nothing here, and
+  // its COMMIT will be refused.
+  const std::uint64_t present = sources_[change.source]->source_id.load(std::memory_order_seq_cst);
+  if (change.source_id != 0 && change.source_id != present) return;
   for (const std::string& key : change.keys)
     raise_to(tombstone(change.source, hash_bytes(key)), change.x);
   for (const std::string& tag : change.tags)
