@@ -146,6 +146,9 @@ class Run {
       const bool strong = scenario_.consistency == cache::Consistency::strong;
       if (reading.tier == cache::Tier::stale) {
         if (strong) note("a strong cache served a late value");
+        // Invalidated values serve only when the source fails.
+        if (shown < least && !scenario_.faults.fails_loads())
+          note("an invalidated value was served although no load failed");
         continue;
       }
       if (shown < least)
@@ -276,6 +279,10 @@ TEST(NodeSimulation, EventualWithFeed) { expect_clean({}, "eventual, feed"); }
 TEST(NodeSimulation, EventualUnderFaults) {
   expect_clean({.faults = kAllFaults, .tagged = true, .keeps_stale = true, .refresh_ahead = true},
                "eventual, all faults");
+}
+TEST(NodeSimulation, SlowButNotFailing) {
+  expect_clean({.faults = {.commit_fails = 0.1, .feed_stalls = 0.01}, .keeps_stale = true},
+               "eventual, slow source");
 }
 TEST(NodeSimulation, BoundedUnderFaults) {
   expect_clean({.consistency = cache::Consistency::bounded, .faults = kAllFaults, .tagged = true},

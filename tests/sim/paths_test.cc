@@ -2,6 +2,8 @@
 // the test says, when the test says.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "cache/node.h"
 #include "engine/embedded/embedded.h"
 #include "sim.h"
@@ -25,6 +27,8 @@ class ScriptedSource final : public source::Source {
     Loop* const loop = Loop::current();
     const TimeUs began = loop->now_us();
     const DurationUs takes = std::min<DurationUs>(latency, deadline - began);
+    const bool answers_late_of_this = answers_late;
+    const auto seen = rows;
     co_await delay(takes);
     if (takes < latency) co_return fail(ErrorCode::timeout, "slow", "script");
     if (down) co_return fail(ErrorCode::source_down, "down", "script");
@@ -41,8 +45,9 @@ class ScriptedSource final : public source::Source {
                     : std::get<std::string>(param.value);
       }
       source::Row row;
-      const auto found = rows.find(statement >= 1 ? "warm" : text);
-      row.found = found != rows.end();
+      const auto& shown = answers_late_of_this ? seen : rows;
+      const auto found = shown.find(statement >= 1 ? "warm" : text);
+      row.found = found != shown.end();
       if (row.found) row.value = found->second;
       row.tag_values.push_back(category);
       row.key_values = {key_column};
@@ -84,6 +89,7 @@ class ScriptedSource final : public source::Source {
   std::optional<std::string> category = "a", key_column;
   DurationUs latency = kMillisecond;
   bool down = false;
+  bool answers_late = false;  // the state at the beginning of the load, not at its end
   bool heartbeats = true;
   bool commit_fails = false;
   std::uint64_t seq = 0, source_id = 1;
@@ -426,6 +432,114 @@ TEST_F(Paths, TimeoutsSoftAndHard) {
     EXPECT_EQ(t.quick("p:7"), "v2");  // the load went on
     t.source.latency = kSecond;       // beyond load_timeout
     EXPECT_ANSWER(t.get("p:8"), "LARDER_TIMEOUT");
+  });
+}
+
+TEST_F(Paths, ASlowSourceDoesNotBringBackWhatWasInvalidated) {
+  cache::CacheSpec spec = basic();
+  spec.stale_if_error_us = 3'600 * kSecond;
+  spec.soft_timeout_us = 50 * kMillisecond;
+  play(std::move(spec), [](Paths& t) -> Task<void> {
+    t.source.rows["7"] = "v1";
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    co_await t.change_by_others({"7"});
+    t.source.rows["7"] = "v2";
+    t.source.latency = 200 * kMillisecond;
+    EXPECT_ANSWER(t.get("p:7"), "v2 source");
+  });
+}
+
+TEST_F(Paths, AnOlderLoadDoesNotOverwriteALaterOne) {
+  play(basic(), [](Paths& t) -> Task<void> {
+    t.source.rows["7"] = "v1";
+    t.source.latency = 100 * kMillisecond;
+    TaskGroup readers;
+    struct Reader {
+      static Task<void> read(Paths& test) { EXPECT_ANSWER(test.get("p:7"), "v1 source"); }
+    };
+    t.source.answers_late = true;  // the value is read at once, its answer takes long
+    readers.spawn(Reader::read(t));
+    co_await delay(10 * kMillisecond);
+    t.source.answers_late = false;
+    t.source.latency = kMillisecond;
+    t.source.rows["7"] = "v2";
+    Result<Reading> reading = co_await t.node->refresh("p:7");
+    EXPECT_EQ(describe(reading), "v2 source");
+    co_await readers.join();
+    EXPECT_EQ(t.quick("p:7"), "v2");
+    EXPECT_EQ(t.counter("larder_fills_refused_total", "reason", "later"), 1u);
+  });
+}
+
+TEST_F(Paths, ARowThatGrewTooLargeLeavesNoOlderOneBehind) {
+  cache::CacheSpec spec = basic();
+  spec.max_value_bytes = 4;
+  play(std::move(spec), [](Paths& t) -> Task<void> {
+    t.source.rows["7"] = "v1";
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    t.source.rows["7"] = "12345";
+    Result<Reading> reading = co_await t.node->refresh("p:7");
+    EXPECT_FALSE(reading.has_value());
+    EXPECT_EQ(t.quick("p:7"), "miss");
+  });
+}
+
+TEST_F(Paths, NumbersKeepEveryDigit) {
+  cache::CacheSpec spec = basic();
+  spec.result = source::ResultShape::object;
+  spec.store = "UPDATE p SET price = :price, n = :n, doc = :doc WHERE id = :id";
+  play(std::move(spec), [](Paths& t) -> Task<void> {
+    Random random(7);
+    for (int i = 0; i < 2'000; ++i) {
+      const double price = static_cast<double>(random.next() % 1'000'000'007) / 997.0;
+      if (price == std::floor(price)) continue;  // that is written as an integer
+      std::string json =
+          fmt::format(R"({{"doc": {{"a":[1,"}}"]}}, "price":{} ,"n":{}}})", price, INT64_MAX - i);
+      EXPECT_ANSWER(t.set("p:7", std::move(json)), "OK");
+      for (const source::NamedValue& param : t.source.written[0].params) {
+        if (param.name == "price") EXPECT_EQ(std::get<double>(param.value), price);
+        if (param.name == "n") EXPECT_EQ(std::get<std::int64_t>(param.value), INT64_MAX - i);
+        if (param.name == "doc") EXPECT_EQ(std::get<std::string>(param.value), R"({"a":[1,"}"]})");
+      }
+    }
+    EXPECT_ANSWER(t.set("p:7", R"({"price":1e400,"n":1,"doc":null})"), "LARDER_BADVALUE");
+    EXPECT_ANSWER(t.set("p:7", R"({"price":1,"n":9223372036854775808,"doc":null})"),
+                  "LARDER_BADVALUE");
+    EXPECT_ANSWER(t.set("p:7", R"({"price":1,"n":1,"n":2,"doc":null})"), "LARDER_BADVALUE");
+  });
+}
+
+TEST_F(Paths, ManyWritesRefillInOneLoad) {
+  play(basic(), [](Paths& t) -> Task<void> {
+    std::vector<cache::WriteOp> ops;
+    for (int id = 0; id < 50; ++id) {
+      t.source.rows[std::to_string(id)] = "v";
+      ops.push_back({.key = "p:" + std::to_string(id), .value = "v"});
+    }
+    ops[3].ttl_us = kSecond;
+    auto done = co_await t.node->write(std::move(ops));
+    EXPECT_TRUE(done.has_value());
+    EXPECT_EQ(t.source.loads, 1u);
+    EXPECT_EQ(t.source.last_batch, 50u);
+    co_await delay(2 * kSecond);
+    EXPECT_EQ(t.quick("p:3"), "miss");
+    EXPECT_EQ(t.quick("p:4"), "v");
+  });
+}
+
+TEST_F(Paths, SlidingDoesNotKeepANegativeEntry) {
+  cache::CacheSpec spec = basic();
+  spec.sliding = true;
+  spec.negative_ttl_us = 5 * kSecond;
+  play(std::move(spec), [](Paths& t) -> Task<void> {
+    EXPECT_ANSWER(t.get("p:7"), "none source");
+    t.source.rows["7"] = "v1";
+    for (int i = 0; i < 4; ++i) {
+      co_await delay(kSecond);
+      EXPECT_EQ(t.quick("p:7"), "none");
+    }
+    co_await delay(kSecond);
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
   });
 }
 

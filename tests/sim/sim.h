@@ -84,6 +84,7 @@ struct Faults {
   double feed_stalls = 0;   // no change and no heartbeat for a while
   double feed_forgets = 0;  // history gone
   double replaced = 0;      // another incarnation, at a change by others
+  bool fails_loads() const { return load_fails > 0 || load_hangs > 0; }
 };
 
 // One table of rows id -> version (the number of the transaction that wrote it last), serialised
