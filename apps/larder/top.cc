@@ -64,25 +64,27 @@ Sample parse(std::string_view text) {
   return sample;
 }
 
+double count(const Reads& reads, const std::string& cache, const std::string& tier) {
+  const auto tiers = reads.find(cache);
+  if (tiers == reads.end()) return 0;
+  const auto found = tiers->second.find(tier);
+  return found == tiers->second.end() ? 0 : found->second;
+}
+
 void print(const Sample& now, const Sample& before, double seconds) {
   const double commands = (now.commands - before.commands) / seconds;
   fmt::print("{:.0f} clients, {:.0f} commands/s, near tier {:.1f} of {:.1f} MiB\n", now.clients,
              commands, now.near_bytes / 1048576, now.near_capacity / 1048576);
   fmt::print("{:<24}{:>12}{:>8}{:>12}{:>12}{:>10}{:>10}\n", "cache", "reads/s", "hit %", "near/s",
              "source/s", "stale/s", "errors/s");
-  for (const auto& [cache, tiers] : now.reads) {
+  for (const auto& entry : now.reads) {
+    const std::string& name = entry.first;
     const auto rate = [&](const std::string& tier) {
-      const auto get = [&](const Reads& reads) {
-        const auto found = reads.find(cache);
-        if (found == reads.end()) return 0.0;
-        const auto value = found->second.find(tier);
-        return value == found->second.end() ? 0.0 : value->second;
-      };
-      return (get(now.reads) - get(before.reads)) / seconds;
+      return (count(now.reads, name, tier) - count(before.reads, name, tier)) / seconds;
     };
     const double near = rate("near") + rate("engine");
     const double all = near + rate("source") + rate("stale") + rate("error");
-    fmt::print("{:<24}{:>12.0f}{:>8.1f}{:>12.0f}{:>12.0f}{:>10.0f}{:>10.0f}\n", cache, all,
+    fmt::print("{:<24}{:>12.0f}{:>8.1f}{:>12.0f}{:>12.0f}{:>10.0f}{:>10.0f}\n", name, all,
                all > 0 ? 100 * near / all : 0.0, near, rate("source"), rate("stale"),
                rate("error"));
   }
