@@ -212,6 +212,7 @@ Task<void> Instance::finish_sessions() {
 
 Task<void> Instance::shut_down() {
   runtime_->stop_listening();
+  node_->drain();
   co_await finish_sessions();
   upkeep_.stop();
   co_await upkeep_.join();

@@ -1,6 +1,6 @@
 #include "server/pubsub.h"
 
-#include "server/glob.h"
+#include "engine/embedded/glob.h"
 #include "wire/resp.h"
 
 namespace larder::server {
@@ -67,7 +67,7 @@ std::int64_t PubSub::publish(std::string_view channel, std::string_view message,
   }
   if (shard) return sent;
   for (const auto& [pattern, peers] : of(ChannelKind::pattern)) {
-    if (!glob_match(pattern, channel)) continue;
+    if (!engine::glob_match(pattern, channel)) continue;
     Message encoded("pmessage", pattern, channel, message);
     sent += send(peers, encoded, dropped_);
   }
@@ -78,7 +78,7 @@ std::vector<std::string> PubSub::names(ChannelKind kind, std::string_view patter
   MutexLock lock(mutex_);
   std::vector<std::string> found;
   for (const auto& [name, peers] : of(kind))
-    if (pattern.empty() || glob_match(pattern, name)) found.push_back(name);
+    if (pattern.empty() || engine::glob_match(pattern, name)) found.push_back(name);
   return found;
 }
 

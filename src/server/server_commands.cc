@@ -5,7 +5,7 @@
 
 #include <cstdio>
 
-#include "server/glob.h"
+#include "engine/embedded/glob.h"
 #include "server/session.h"
 
 namespace larder::server {
@@ -216,7 +216,7 @@ void Session::do_config(Args args) {
   std::vector<const std::pair<std::string_view, std::string>*> found;
   for (const auto& value : values)
     for (const std::string_view pattern : args.subspan(2))
-      if (glob_match(pattern, value.first, true)) {
+      if (engine::glob_match(to_lower(pattern), value.first)) {
         found.push_back(&value);
         break;
       }
@@ -300,7 +300,7 @@ void Session::do_command(Args args) {
       return error("ERR syntax error");
     std::vector<std::string_view> names;
     for (const CommandRow& row : table_.rows())
-      if (glob_match(pattern, row.name, true)) names.push_back(row.name);
+      if (engine::glob_match(to_lower(pattern), row.name)) names.push_back(row.name);
     writer_.array(names.size());
     for (const std::string_view name : names) writer_.bulk(name);
   } else if (what == "getkeys") {
