@@ -1,3 +1,7 @@
+#include <sys/resource.h>
+
+#include <csignal>
+#include <filesystem>
 // larder serve: runs a node until SIGINT or SIGTERM.
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -34,14 +38,27 @@ std::string example_command(const config::Config& config) {
   return key ? "GET " + *key : "PING";
 }
 
+// Every client is a descriptor; the usual soft limit is below max_clients.
+void allow_descriptors() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("cannot raise the limit of open files");
+}
+
+constexpr const char* kDefaultFile = "larder.toml";
+
 int serve(const std::string& file) {
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads our log may leave
+  allow_descriptors();
   config::Config config;
   if (!file.empty()) {
     auto loaded = load_or_complain(file);
     if (!loaded) return kUsage;
     config = std::move(*loaded);
   } else {
-    spdlog::info("no --config: a plain cache on the defaults, nothing is declared");
+    spdlog::info("no --config and no ./{}: a plain cache on the defaults, nothing is declared",
+                 kDefaultFile);
   }
   auto instance =
       server::Instance::start(config, [](const std::string& line) { spdlog::warn("{}", line); });
@@ -73,8 +90,8 @@ int serve(const std::string& file) {
 void register_serve(CLI::App& app, Run& run) {
   auto* const sub = app.add_subcommand("serve", "Run a node until Ctrl-C or SIGTERM");
   auto* const file = sub->add_option("-c,--config",
-                                     "Configuration (TOML); without it, a plain cache "
-                                     "on the defaults")
+                                     "Configuration (TOML); without it ./larder.toml, "
+                                     "or, if there is none, a plain cache on the defaults")
                          ->type_name("FILE");
   sub->footer(
       "Example:\n"
@@ -82,7 +99,10 @@ void register_serve(CLI::App& app, Run& run) {
       "  redis-cli -p 7379 GET product:7\n"
       "  curl http://127.0.0.1:7380/readyz");
   sub->callback([file, &run] {
-    const std::string name = file->count() > 0 ? file->as<std::string>() : "";
+    std::error_code ignored;
+    const std::string name = file->count() > 0 ? file->as<std::string>()
+                             : std::filesystem::exists(kDefaultFile, ignored) ? kDefaultFile
+                                                                              : "";
     run = [name] { return serve(name); };
   });
 }

@@ -65,6 +65,7 @@ std::vector<Watching> watch_list(const std::vector<CacheSpec>& caches) {
     for (unsigned d = 0; d < caches[c].depends_on.size(); ++d) {
       const Dependency& dependency = caches[c].depends_on[d];
       std::vector<std::string> columns;
+      columns.reserve(dependency.columns.size());
       for (const auto& [column, param] : dependency.columns) columns.push_back(column);
       auto same = std::ranges::find_if(list, [&](const Watching& w) {
         return w.source == caches[c].source && w.table.table == dependency.table &&

@@ -178,6 +178,7 @@ std::vector<std::string> Node::Impl::tags_of(
   std::vector<std::string> tags{cache.cache_tag};
   for (const PartialDependency& partial : cache.partial) {
     std::vector<std::string_view> values;
+    values.reserve(partial.params.size());
     for (const int param : partial.params)
       values.push_back(params[static_cast<std::size_t>(param)]);
     tags.push_back(partial_tag(partial.watched_id, cache.spec, values));

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "config/sections.h"
 #include "base/units.h"
+#include "config/sections.h"
 #include "source/sql_text.h"
 
 namespace larder::config {

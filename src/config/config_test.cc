@@ -238,8 +238,20 @@ TEST(ConfigErrors, TheCaretStandsBelowItsPlaceAfterTabsAndUmlauts) {
             "\"zw\xc3\xb6lf\"\n"
             "  \tthreads = \"zw\xc3\xb6lf\" \n"
             "  \t          ^\n");
-  EXPECT_THAT(errors("node = { \"\xc3\xb6\" = 1 }"),
-              HasSubstr("  node = { \"\xc3\xb6\" = 1 }\n           ^"));
+  EXPECT_THAT(errors("near = { \"\xc3\xb6\" = 1 }"),
+              HasSubstr("  near = { \"\xc3\xb6\" = 1 }\n           ^"));
+}
+
+TEST(ConfigErrors, LinesWhereSecretsLiveShowNoValues) {
+  for (const char* text :
+       {"node = { listen = [\"tcp://127.0.0.1:7379\"], requirepass = \"hunter2\" }",
+        "[node]\nauth = \"hunter2\"", "[node]\nrequirepass = 5 # hunter2",
+        "[source.s]\nurl = \"postgresql://h/db?user=u&pass=hunter2\"",
+        "[engine]\nurl = \"redis://:hunter2@h:6379\""}) {
+    const std::string told = errors(text);
+    EXPECT_NE(told, "") << text;
+    EXPECT_EQ(told.find("hunter2"), std::string::npos) << told;
+  }
 }
 
 TEST(ConfigErrors, MissingFileAndTooLargeText) {

@@ -164,11 +164,39 @@ Reader::Reader(std::string_view text, std::string_view filename, const Outside& 
   }
 }
 
+// A line as it may be printed. Where secrets live, only values that are known to be none are shown:
+// a list of what looks like a secret would always lack one.
+std::string Reader::printable_line(std::size_t line) const {
+  const std::string_view text = lines_[line];
+  std::string_view section;
+  for (std::size_t i = line + 1; i-- > 0 && section.empty();) {
+    std::string_view header = lines_[i];
+    header.remove_prefix(std::min(header.find_first_not_of(" \t"), header.size()));
+    if (header.starts_with('[')) section = header.substr(1);
+  }
+  const std::size_t equals = text.find('=');
+  std::string_view key = text.substr(0, equals);
+  key.remove_prefix(std::min(key.find_first_not_of(" \t"), key.size()));
+  key = key.substr(0, key.find_first_of(" \t.="));
+  const auto guarded = [](std::string_view name) {
+    return name.starts_with("node") || name.starts_with("engine") || name.starts_with("source");
+  };
+  if (equals == std::string_view::npos || !(guarded(section) || (section.empty() && guarded(key))))
+    return masked(text);
+  static constexpr std::string_view kPublic[] = {
+      "listen",      "admin",      "threads",   "data_dir",    "max_clients",
+      "max_request", "max_output", "max_loads", "max_waiters", "namespace",
+      "partitions",  "pool",       "queue",     "poll",        "query_log"};
+  if (std::ranges::find(kPublic, key) != std::end(kPublic)) return masked(text);
+  if (key == "url" && text.find_first_of("@?") == std::string_view::npos) return masked(text);
+  return fmt::format("{} ***", text.substr(0, equals + 1));
+}
+
 void Reader::problem(toml::source_position at, std::string message, std::string suggestion) {
   if (problems_.size() >= kMaxProblems) return;
   Problem p{filename_, at.line, at.column, std::move(message), std::move(suggestion), {}};
   if (at.line > 0 && at.line <= lines_.size())
-    p.source_line = masked(lines_[at.line - 1]).substr(0, kMaxLineBytes);
+    p.source_line = printable_line(at.line - 1).substr(0, kMaxLineBytes);
   problems_.push_back(std::move(p));
 }
 

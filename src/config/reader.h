@@ -31,6 +31,7 @@ class Reader {
  public:
   Reader(std::string_view text, std::string_view filename, const Outside& outside);
 
+  std::string printable_line(std::size_t line) const;
   void problem(toml::source_position at, std::string message, std::string suggestion = {});
   std::vector<Problem> take_problems();  // in the order of the file
   bool failed() const { return !problems_.empty(); }

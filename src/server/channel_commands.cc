@@ -46,6 +46,11 @@ void Session::subscribe(ChannelKind kind, Args args) {
   const std::string_view what = kSubscribe[static_cast<std::size_t>(kind)];
   for (const std::string_view name : args.subspan(1)) {
     if (!names.contains(name)) {
+      if (name.size() > context_.limits.channel_bytes) {
+        error(fmt::format("ERR a channel's name has at most {} bytes",
+                          context_.limits.channel_bytes));
+        return;
+      }
       if (names.size() >= context_.limits.subscriptions) {
         error(fmt::format("LARDER_OVERLOADED at most {} channels a client",
                           context_.limits.subscriptions));
@@ -58,6 +63,15 @@ void Session::subscribe(ChannelKind kind, Args args) {
   }
 }
 
+// What was published before an unsubscribe comes before its confirmation: a RESP2 client that has
+// read that takes whatever follows for an answer.
+void Session::take_pushes() {
+  pushes_waiting_ = false;
+  const std::size_t before = out_.size();
+  peer_->take_pushes(out_);
+  peer_->sent(out_.size() - before);
+}
+
 void Session::unsubscribe(ChannelKind kind, Args args) {
   auto& names = subscriptions_[static_cast<std::size_t>(kind)];
   const std::string_view what = kUnsubscribe[static_cast<std::size_t>(kind)];
@@ -66,6 +80,7 @@ void Session::unsubscribe(ChannelKind kind, Args args) {
       if (const auto found = names.find(name); found != names.end()) {
         context_.pubsub->unsubscribe(kind, *found, *peer_);
         names.erase(found);
+        take_pushes();
       }
       confirm(what, name, kind);
     }
@@ -75,6 +90,7 @@ void Session::unsubscribe(ChannelKind kind, Args args) {
   while (!names.empty()) {
     const std::string name = std::move(names.extract(names.begin()).value());
     context_.pubsub->unsubscribe(kind, name, *peer_);
+    take_pushes();
     confirm(what, name, kind);
   }
 }
@@ -85,6 +101,7 @@ void Session::unsubscribe_all() {
       context_.pubsub->unsubscribe(static_cast<ChannelKind>(kind), name, *peer_);
     subscriptions_[kind].clear();
   }
+  take_pushes();
   note_subscriptions();
 }
 

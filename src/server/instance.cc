@@ -174,7 +174,12 @@ Instance::~Instance() {
 }
 
 void Instance::stop_on_signals() {
-  runtime_->loop(0).post([this] { runtime_->on_signal([this](int) { request_stop(); }); });
+  runtime_->loop(0).post([this] {
+    runtime_->on_signal([this](int) {
+      if (stopping_) std::_Exit(130);  // asked twice: at once
+      request_stop();
+    });
+  });
 }
 
 void Instance::request_stop() {

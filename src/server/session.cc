@@ -118,11 +118,17 @@ Task<void> Session::run() {
         current_ = get_row_;
       }
       begin_ += parser_.consumed();
+      constexpr std::size_t kKeepArguments = 1'024;
+      if (args.size() > kKeepArguments)  // its vectors would stay with an idle client
+        parser_ = wire::CommandParser(context_.limits.wire);
       if (parser_is_limited_ && authenticated_) {
         parser_ = wire::CommandParser(context_.limits.wire);
         parser_is_limited_ = false;
       }
-      if (out_.size() >= context_.limits.output_soft_bytes) co_await flush();
+      if (out_.size() >= context_.limits.output_soft_bytes) {
+        co_await flush();
+        now_ = monotonic_now_us();  // the client may have let us wait
+      }
     }
     if (status == wire::CommandParser::Status::error) {
       error("ERR " + parser_.error());

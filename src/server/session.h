@@ -31,10 +31,12 @@ struct SessionLimits {
   std::size_t output_soft_bytes = 1 << 20;  // answers beyond this are written before more are made
   std::size_t reply_bytes = 512u << 20;     // of one command: MGET and EXEC can ask for any amount
   std::size_t push_bytes = 32 << 20;        // a subscriber that lets more pile up is closed
-  std::size_t subscriptions = 100'000;      // of one client
+  std::size_t subscriptions = 10'000;       // of one client
+  std::size_t channel_bytes = 4 << 10;      // of a channel's or a pattern's name
   std::size_t queued_commands = 100'000;    // by MULTI
   std::size_t queued_bytes = 64 << 20;
   std::size_t watches = 10'000;
+  std::size_t watched_bytes = 16 << 20;  // of their keys
 };
 
 // Counters of all sessions. Relaxed adds, once a batch.
@@ -148,6 +150,7 @@ class Session final : public Peer::Owner {
   struct Kind {
     Part part = Part::own;
     bool writes_plain = false;
+    bool flushes = false;
     int cache = -1;  // of a declared write
   };
   Kind kind_of(const CommandRow& row, Args args);
@@ -198,6 +201,7 @@ class Session final : public Peer::Owner {
   void subscribe(ChannelKind kind, Args args);
   void unsubscribe(ChannelKind kind, Args args);
   void unsubscribe_all();
+  void take_pushes();
   void note_subscriptions();
   std::size_t subscription_count(ChannelKind kind) const;
   void confirm(std::string_view what, std::optional<std::string_view> name, ChannelKind kind);
@@ -257,6 +261,7 @@ class Session final : public Peer::Owner {
   bool in_multi_ = false;
   bool multi_failed_ = false;
   std::size_t queued_bytes_ = 0;
+  std::size_t watched_bytes_ = 0;
   std::vector<engine::QueuedCommand> queued_;
   std::vector<engine::Watch> watches_;
 

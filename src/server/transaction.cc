@@ -24,6 +24,7 @@ void Session::end_multi() {
   queued_.clear();
   queued_bytes_ = 0;
   watches_.clear();
+  watched_bytes_ = 0;
   peer_->queued_commands.store(-1, std::memory_order_relaxed);
   update_ready();
 }
@@ -54,6 +55,14 @@ void Session::do_watch(Args args) {
       return;
     }
   }
+  std::size_t bytes = watched_bytes_;
+  for (const std::string_view key : args.subspan(1)) bytes += key.size();
+  if (bytes > context_.limits.watched_bytes) {
+    error(
+        fmt::format("ERR the watched keys have more than {} bytes", context_.limits.watched_bytes));
+    return;
+  }
+  watched_bytes_ = bytes;
   for (const std::string_view key : args.subspan(1))
     watches_.push_back(context_.plain->watch(key, now_));
   writer_.ok();
@@ -61,6 +70,7 @@ void Session::do_watch(Args args) {
 
 void Session::do_unwatch(Args) {
   watches_.clear();
+  watched_bytes_ = 0;
   writer_.ok();
 }
 
@@ -127,7 +137,8 @@ void Session::queue(const CommandRow& row, Args args) {
 }
 
 Session::Kind Session::kind_of(const CommandRow& row, Args args) {
-  if (row.plain == nullptr || (has_caches_ && row.verb == Verb::flush)) return {};
+  if (row.plain == nullptr) return {};
+  if (has_caches_ && row.verb == Verb::flush) return {.flushes = true};
   Kind kind{.part = Part::plain, .writes_plain = row.plain->writes};
   if (!has_caches_ || row.first_key == 0) return kind;
   // check_queued() has seen that all keys are declared, or none.
@@ -136,7 +147,8 @@ Session::Kind Session::kind_of(const CommandRow& row, Args args) {
   if (cache < 0) return kind;
   switch (row.verb) {
     case Verb::del:
-      return spec(cache).on_del_removes ? Kind{Part::declared_write, false, cache} : Kind{};
+      return spec(cache).on_del_removes ? Kind{.part = Part::declared_write, .cache = cache}
+                                        : Kind{};
     case Verb::set:
     case Verb::setex:
     case Verb::psetex:
@@ -144,7 +156,7 @@ Session::Kind Session::kind_of(const CommandRow& row, Args args) {
     case Verb::incr:
     case Verb::incrby:
     case Verb::decr:
-    case Verb::decrby: return {Part::declared_write, false, cache};
+    case Verb::decrby: return {.part = Part::declared_write, .cache = cache};
     default: return {};
   }
 }
@@ -152,8 +164,10 @@ Session::Kind Session::kind_of(const CommandRow& row, Args args) {
 std::string Session::conflict(std::span<const Kind> kinds) const {
   int first = -1;
   bool plain_writes = false;
+  bool flushes = false;
   for (const Kind& kind : kinds) {
     plain_writes |= kind.writes_plain;
+    flushes |= kind.flushes;
     if (kind.part != Part::declared_write) continue;
     if (first < 0) first = kind.cache;
     if (spec(first).source != spec(kind.cache).source)
@@ -162,6 +176,9 @@ std::string Session::conflict(std::span<const Kind> kinds) const {
           "sources ('{}' and '{}'), which cannot share one transaction",
           spec(first).name, spec(kind.cache).name, spec(first).source, spec(kind.cache).source);
   }
+  if (flushes && plain_writes)
+    return "EXECABORT Transaction discarded: FLUSHDB and FLUSHALL void declared caches too, and "
+           "cannot be one step with writes to plain keys; use two transactions";
   if (first >= 0 && plain_writes)
     return fmt::format(
         "EXECABORT Transaction discarded: writes to the declared cache '{}' are a "
@@ -212,7 +229,11 @@ std::vector<std::string> elements_of(std::string_view reply) {
   reply.remove_prefix(header + 2);
   std::size_t consumed = 0;
   std::string problem;
-  while (!reply.empty() && wire::parse_reply(reply, consumed, problem)) {
+  constexpr wire::Limits kOurOwn{.max_arguments = SIZE_MAX,
+                                 .max_bulk_bytes = SIZE_MAX,
+                                 .max_inline_bytes = SIZE_MAX,
+                                 .max_command_bytes = SIZE_MAX};
+  while (!reply.empty() && wire::parse_reply(reply, consumed, problem, kOurOwn)) {
     elements.emplace_back(reply.substr(0, consumed));
     reply.remove_prefix(consumed);
   }
@@ -270,7 +291,10 @@ Task<void> Session::exec_mixed(Args) {
   std::size_t next_op = 0;
   Result<std::vector<cache::Written>> written;
   for (std::size_t i = 0; i < commands.size(); ++i) {
-    if (kinds[i].part == Part::plain) {
+    now_ = monotonic_now_us();
+    if (out_.size() > context_.limits.reply_bytes && kinds[i].part == Part::own) {
+      error("LARDER_OVERLOADED the answers of this transaction are too large; this was not run");
+    } else if (kinds[i].part == Part::plain) {
       out_ += plain_replies[next_plain++];
     } else if (kinds[i].part == Part::declared_write) {
       // All of them at the place of the first: what was read before it shows the state before.

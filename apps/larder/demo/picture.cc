@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 namespace larder::app {
 namespace {
 
@@ -35,7 +37,7 @@ std::string time_text(double us) {
 
 std::string bar(double share, unsigned width) {
   std::string text;
-  const auto full = static_cast<unsigned>(share * width + 0.5);
+  const auto full = static_cast<unsigned>(std::lround(share * width));
   for (unsigned i = 0; i < width; ++i) text += i < full ? "█" : "░";
   return text;
 }
@@ -60,8 +62,8 @@ double DemoFigures::until_fresh_us(double quantile) const {
   if (until_fresh_.empty()) return 0;
   std::vector<DurationUs> sorted = until_fresh_;
   std::ranges::sort(sorted);
-  return static_cast<double>(
-      sorted[static_cast<std::size_t>(quantile * static_cast<double>(sorted.size() - 1) + 0.5)]);
+  return static_cast<double>(sorted[static_cast<std::size_t>(
+      std::lround(quantile * static_cast<double>(sorted.size() - 1)))]);
 }
 
 std::uint64_t DemoFigures::seen() const {

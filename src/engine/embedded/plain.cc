@@ -227,6 +227,8 @@ void add_hashes(std::span<const Watch> watches, std::vector<Hash>& hashes) {
 
 void run_queued(near::Store& store, near::Store::Locked& locked,
                 std::span<const QueuedCommand> commands, TimeUs now, wire::Writer& out) {
+  constexpr std::size_t kMaxAnswersBytes = 512u << 20;
+  const std::size_t begin = out.buffer().size();
   std::vector<std::string_view> args;
   out.array(commands.size());
   for (const QueuedCommand& queued : commands) {
@@ -234,6 +236,11 @@ void run_queued(near::Store& store, near::Store::Locked& locked,
     const PlainCommand* command = args.empty() ? nullptr : PlainCommands::find(args[0]);
     if (command == nullptr) {
       out.error("ERR unknown command");
+      continue;
+    }
+    if (out.buffer().size() > begin + kMaxAnswersBytes) {
+      out.error(
+          "LARDER_OVERLOADED the answers of this transaction are too large; this was not run");
       continue;
     }
     plain::Run run{store, &locked, now, out, command->name};
