@@ -34,11 +34,16 @@ inline Params id_of(std::int64_t id) { return {{"id", id}}; }
 // Collects what a feed delivers.
 struct Sink {
   std::vector<ChangeBatch> batches;
+  int refuse = 0;  // so many batches with changes
 
   ChangeSink sink() {
     return [this](ChangeBatch batch) { return take(*this, std::move(batch)); };
   }
   static Task<Result<void>> take(Sink& self, ChangeBatch batch) {
+    if (self.refuse > 0 && !batch.changes.empty()) {
+      --self.refuse;
+      co_return fail(ErrorCode::io, "the engine is down");
+    }
     self.batches.push_back(std::move(batch));
     co_return Result<void>{};
   }
@@ -318,6 +323,19 @@ TYPED_TEST_P(SourceConformance, TheFeedLeavesOutOurOwnWrites) {
                                                             "8:10,2", "7:2", "8:10,2"));
 }
 
+TYPED_TEST_P(SourceConformance, WhatTheSinkRefusesIsDeliveredAgain) {
+  if (!TypeParam::kFeed) GTEST_SKIP() << "no feed";
+  this->sink_.refuse = 3;
+  this->start_feed();
+  auto open = this->write({this->set_name(1, "ours")});
+  ASSERT_TRUE(open);
+  ASSERT_TRUE(this->loop_.run((*open)->commit()));
+  this->harness_.foreign("UPDATE item SET name = 'x' WHERE id = 2");
+  this->catch_up();
+  EXPECT_EQ(this->sink_.refuse, 0);
+  EXPECT_THAT(this->sink_.changes(), ::testing::ElementsAre("7:2", "8:10,2"));
+}
+
 TYPED_TEST_P(SourceConformance, AFeedEndsAtOnce) {
   this->start_feed();
   if (TypeParam::kFeed) this->catch_up();
@@ -334,6 +352,6 @@ REGISTER_TYPED_TEST_SUITE_P(SourceConformance, LoadsOneRow, LoadsAllRowsInTheirO
                             ARolledBackTransactionIsSeenAsEnded,
                             AWriteWithoutChangesHasANumberThatIsSeen, TransactionsTellTheirChanges,
                             TheFeedDeliversWhatOthersChange, TheFeedLeavesOutOurOwnWrites,
-                            AFeedEndsAtOnce);
+                            WhatTheSinkRefusesIsDeliveredAgain, AFeedEndsAtOnce);
 
 }  // namespace larder::source::testing

@@ -50,7 +50,6 @@ Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
       co_await group.sleep_until(next);
       continue;
     }
-    backoff = pause;
     ChangeBatch batch = std::move(step->batch);
     const TimeUs heartbeat = batch.heartbeat;
     const bool quiet = batch.changes.empty() && !batch.everything;
@@ -64,6 +63,7 @@ Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
       }
       if (heartbeat != 0) last_heartbeat = heartbeat;
     }
+    backoff = pause;
     // Only now: what a sink did not get is read again.
     feed_.position = step->position;
     feed_.data_version = step->data_version;
@@ -85,11 +85,10 @@ Result<Impl::FeedStep> Impl::poll() {
   const TimeUs began = monotonic_now_us();
   const auto incarnation = current();
   if (!incarnation) return std::unexpected(incarnation.error());
-  const Connection* const before = feed_.db.get();
   const std::uint64_t generation = feed_.generation;
-  const auto connected = connect(feed_.db, feed_.generation, *incarnation, Connection::Mode::read);
-  if (!connected) return std::unexpected(connected.error());
-  if (feed_.db.get() != before) {
+  const auto anew = connect(feed_.db, feed_.generation, *incarnation, Connection::Mode::read);
+  if (!anew) return std::unexpected(anew.error());
+  if (*anew) {
     feed_.data_version = -1;  // counts for one connection only
   }
   if (feed_.generation != generation) {
@@ -116,7 +115,7 @@ Result<Impl::FeedStep> Impl::poll() {
     std::erase_if(step.batch.changes, [&](const RowChange& change) {
       return own_.contains(static_cast<std::int64_t>(change.x));
     });
-    own_.drop_until(step.position);
+    own_.drop_until(feed_.position);
   }
   if (step.batch.changes.empty()) step.batch.committed_at = 0;
   if (!step.more)

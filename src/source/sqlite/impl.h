@@ -135,7 +135,8 @@ class Impl final : public SqliteSource {
   void describe();
   Result<Incarnation> current() LARDER_EXCLUDES(identity_mutex_);
   Incarnation renew(FileId file) LARDER_EXCLUDES(identity_mutex_);
-  Result<void> connect(std::unique_ptr<Connection>& db, std::uint64_t& generation,
+  // True: the connection is a new one.
+  Result<bool> connect(std::unique_ptr<Connection>& db, std::uint64_t& generation,
                        const Incarnation& wanted, Connection::Mode mode);
   // Remembers whether the source works, says so when that changes.
   void note(const Error* error);
@@ -151,6 +152,7 @@ class Impl final : public SqliteSource {
                      std::vector<Result<Row>>& rows);
 
   // write.cc; on the writer thread
+  Result<Incarnation> connect_writer();
   Result<OpenWrite> write_now(const std::vector<Statement>& statements, TimeUs deadline);
   Result<OpenWrite> run_statements(const std::vector<Statement>& statements);
   Result<void> run_statement(const Statement& statement, OpenWrite& out);

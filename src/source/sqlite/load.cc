@@ -20,6 +20,7 @@ const Value* find_value(const Params& params, std::string_view name) {
 std::vector<std::optional<std::string>> texts_of(std::span<const Cell> cells,
                                                  const std::vector<int>& columns) {
   std::vector<std::optional<std::string>> out;
+  out.reserve(columns.size());
   for (const int column : columns)
     out.push_back(column < 0 ? std::nullopt : cell_text(cells[static_cast<std::size_t>(column)]));
   return out;
@@ -27,6 +28,7 @@ std::vector<std::optional<std::string>> texts_of(std::span<const Cell> cells,
 
 std::vector<int> find_columns(const RowLayout& layout, const std::vector<std::string>& names) {
   std::vector<int> out;
+  out.reserve(names.size());
   for (const std::string& name : names) out.push_back(find_column(layout.columns(), name));
   return out;
 }
@@ -95,6 +97,7 @@ Result<Loaded> Impl::load_now(Reader& reader, const LoadPlan& plan, const std::v
   const auto connected =
       connect(reader.db, reader.generation, *incarnation, Connection::Mode::read);
   if (!connected) return std::unexpected(connected.error());
+  if (*connected) reader.schema = -1;  // another file may number its schemas alike
   Connection& db = *reader.db;
   db.set_deadline(deadline);
   // Before the read transaction: whatever has ended by now, it will see.
@@ -181,6 +184,7 @@ Result<const LoadColumns*> Impl::columns_of(Reader& reader, const LoadPlan& plan
   const auto stmt = reader.db->cached(plan.texts[0], true);
   if (!stmt) return std::unexpected(stmt.error());
   std::vector<std::string> names;
+  names.reserve(static_cast<std::size_t>((*stmt)->columns()));
   for (int i = 0; i < (*stmt)->columns(); ++i) names.push_back((*stmt)->column_name(i));
   auto layout = RowLayout::make(plan.spec.shape, std::move(names));
   if (!layout) return std::unexpected(layout.error());

@@ -161,6 +161,7 @@ Result<void> Impl::check_load(Connection& db, const LoadStatement& spec) {
                                   ? "it has none"
                                   : fmt::format("{}", fmt::join(spec.key_params, ", "))));
   std::vector<std::string> columns;
+  columns.reserve(static_cast<std::size_t>((*stmt)->columns()));
   for (int i = 0; i < (*stmt)->columns(); ++i) columns.push_back((*stmt)->column_name(i));
   if (columns.empty()) return fail(ErrorCode::config, "it gives no columns");
   const auto layout = RowLayout::make(spec.shape, std::move(columns));
@@ -234,16 +235,16 @@ Result<Incarnation> Impl::current() {
   return renew(*file);
 }
 
-Result<void> Impl::connect(std::unique_ptr<Connection>& db, std::uint64_t& generation,
+Result<bool> Impl::connect(std::unique_ptr<Connection>& db, std::uint64_t& generation,
                            const Incarnation& wanted, Connection::Mode mode) {
   if (db && db->broken()) db.reset();
-  if (db && generation == wanted.generation) return {};
+  if (db && generation == wanted.generation) return false;
   db.reset();
   auto opened = Connection::open(options_.path, mode, log_.get());
   if (!opened) return std::unexpected(opened.error());
   db = std::move(*opened);
   generation = wanted.generation;
-  return {};
+  return true;
 }
 
 void Impl::note(const Error* error) {

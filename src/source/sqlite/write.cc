@@ -87,18 +87,21 @@ void Impl::abandon(std::uint64_t id) {
 
 // ---- on the writer thread ----
 
+Result<Incarnation> Impl::connect_writer() {
+  const auto incarnation = current();
+  if (!incarnation) return incarnation;
+  const std::uint64_t generation = writer_.generation;
+  const auto anew = connect(writer_.db, writer_.generation, *incarnation, Connection::Mode::write);
+  if (!anew) return std::unexpected(anew.error());
+  if (*anew) writer_.schema = -1;                          // TEMP triggers went with the old one
+  if (writer_.generation != generation) writer_.owed = 0;  // numbers of another database
+  return incarnation;
+}
+
 Result<OpenWrite> Impl::write_now(const std::vector<Statement>& statements, TimeUs deadline) {
   const TimeUs began = monotonic_now_us();
-  const auto incarnation = current();
-  if (!incarnation) return std::unexpected(incarnation.error());
-  const std::uint64_t generation_before = writer_.generation;
-  const Connection* const before = writer_.db.get();
-  const auto connected =
-      connect(writer_.db, writer_.generation, *incarnation, Connection::Mode::write);
+  const auto connected = connect_writer();
   if (!connected) return std::unexpected(connected.error());
-  if (writer_.db.get() != before || writer_.generation != generation_before) writer_.schema = -1;
-  if (writer_.generation != generation_before) writer_.owed = 0;  // of another database
-
   Connection& db = *writer_.db;
   db.set_deadline(deadline);
   auto begun = db.exec("BEGIN IMMEDIATE");
@@ -112,7 +115,7 @@ Result<OpenWrite> Impl::write_now(const std::vector<Statement>& statements, Time
     return out;
   }
   out->id = ++writer_.last_id;
-  out->source_id = incarnation->source_id;
+  out->source_id = connected->source_id;
   out->took_us = monotonic_now_us() - began;
   writer_.open_id = out->id;
   writer_.open_x = out->x;
@@ -285,16 +288,12 @@ void Impl::end_write(bool committed) {
 // invalidated could not be stored until somebody writes.
 void Impl::settle_owed() {
   const auto settled = [&]() -> Result<void> {
-    const auto incarnation = current();
-    if (!incarnation) return std::unexpected(incarnation.error());
-    if (incarnation->generation != writer_.generation) return {};
-    const Connection* const before = writer_.db.get();
-    auto done = connect(writer_.db, writer_.generation, *incarnation, Connection::Mode::write);
-    if (!done) return done;
-    if (writer_.db.get() != before) writer_.schema = -1;
+    const auto connected = connect_writer();
+    if (!connected) return std::unexpected(connected.error());
+    if (writer_.owed == 0) return {};
     Connection& db = *writer_.db;
     db.set_deadline(monotonic_now_us() + kSecond);
-    done = db.exec("BEGIN IMMEDIATE");
+    auto done = db.exec("BEGIN IMMEDIATE");
     const auto last = done ? db.query_integer(kSequenceSql) : std::unexpected(done.error());
     if (!last) done = std::unexpected(last.error());
     if (done && static_cast<policy::TxnId>(*last) < writer_.owed)
@@ -319,23 +318,15 @@ void Impl::settle_owed() {
 
 void Impl::trim_now(std::int64_t keep_after) {
   constexpr std::int64_t kMostAtOnce = 20'000;  // so that writers wait for milliseconds only
-  const auto incarnation = current();
-  if (!incarnation || !writer_.db || writer_.generation != incarnation->generation ||
-      writer_.db->broken()) {
-    if (!incarnation) return;
-    const auto opened =
-        connect(writer_.db, writer_.generation, *incarnation, Connection::Mode::write);
-    if (!opened) return;
-    writer_.schema = -1;
-  }
+  if (!connect_writer()) return;                // the next poll tries again
   Connection& db = *writer_.db;
   db.set_deadline(monotonic_now_us() + 100 * kMillisecond);
   if (!db.exec("BEGIN IMMEDIATE")) return;
-  const auto done = db.exec(fmt::format(
+  auto done = db.exec(fmt::format(
       "DELETE FROM larder_change WHERE seq <= min({}, (SELECT min(seq) FROM larder_change) + {})",
       keep_after, kMostAtOnce));
-  if (done) (void)db.exec("COMMIT");
-  db.rollback();
+  if (done) done = db.exec("COMMIT");
+  if (!done) db.rollback();  // the next poll tries again
 }
 
 }  // namespace larder::source::sqlite
