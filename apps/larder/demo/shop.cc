@@ -160,7 +160,8 @@ pool = 2
 key    = "product:{{id:int}}"
 source = "shop"
 load   = "SELECT id, name, price, category, description FROM product WHERE id = :id"
-store  = "UPDATE product SET name = :name, price = :price, category = :category, description = :description WHERE id = :id"
+store  = """UPDATE product SET name = :name, price = :price, category = :category,
+            description = :description WHERE id = :id"""
 write  = "through"
 ttl    = "5m"
 jitter = 0.1
