@@ -81,9 +81,13 @@ def tidy(file, build):
 
 
 def select(commands, given, includes):
-    """The sources to look at: all, those given, and those which include a given header."""
+    """The sources to look at: all that ship, those given, and those which include a given header.
+
+    Tests only when they are given: the sanitizers run them, and reading them takes as long as reading
+    everything else.
+    """
     if not given:
-        return sorted(commands)
+        return sorted(f for f in commands if f.stem[-5:] != "_test" and "tests" not in f.parts)
     asked = {pathlib.Path(name).resolve() for name in given}
     return sorted(f for f in commands if f in asked or asked & includes.all(f))
 
