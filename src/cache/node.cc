@@ -65,14 +65,20 @@ std::vector<Watching> watch_list(const std::vector<CacheSpec>& caches) {
     for (unsigned d = 0; d < caches[c].depends_on.size(); ++d) {
       const Dependency& dependency = caches[c].depends_on[d];
       std::vector<std::string> columns;
+      std::vector<policy::ParamType> types;
       columns.reserve(dependency.columns.size());
-      for (const auto& [column, param] : dependency.columns) columns.push_back(column);
+      types.reserve(dependency.columns.size());
+      for (const auto& [column, param] : dependency.columns) {
+        columns.push_back(column);
+        const auto index = static_cast<std::size_t>(caches[c].key.param_index(param));
+        types.push_back(caches[c].key.params()[index].type);
+      }
       auto same = std::ranges::find_if(list, [&](const Watching& w) {
         return w.source == caches[c].source && w.table.table == dependency.table &&
-               w.table.columns == columns;
+               w.table.columns == columns && w.table.types == types;
       });
       if (same == list.end()) {
-        list.push_back({{static_cast<std::uint32_t>(list.size()), dependency.table, columns},
+        list.push_back({{static_cast<std::uint32_t>(list.size()), dependency.table, columns, types},
                         caches[c].source,
                         {}});
         same = list.end() - 1;

@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "base/task.h"
+#include "policy/key_pattern.h"
 #include "policy/snapshot.h"
 
 namespace larder::source {
@@ -66,6 +67,9 @@ struct WatchedTable {
   std::uint32_t id = 0;  // chosen by the caller
   std::string table;
   std::vector<std::string> columns;
+  // What the key makes of each column, so that a source can refuse a column that finds its row by
+  // other texts than the one that a change will name ('07' finds the integer 7). May be empty.
+  std::vector<policy::ParamType> types = {};
 };
 
 // "A row of watched table `id` had (or now has) these column values, as of transaction x."

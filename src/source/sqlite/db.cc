@@ -166,6 +166,17 @@ Result<Stmt*> Connection::cached(const std::string& sql, bool user) {
   return cache_.emplace(sql, std::move(*stmt)).first->second.get();
 }
 
+std::optional<std::string> Connection::declared_type(const std::string& table,
+                                                     const std::string& column) {
+  const char* declared = nullptr;
+  if (sqlite3_table_column_metadata(db_, nullptr, table.c_str(), column.c_str(), &declared, nullptr,
+                                    nullptr, nullptr, nullptr) != SQLITE_OK)
+    return std::nullopt;
+  std::string type = declared != nullptr ? declared : "";
+  for (char& c : type) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return type;
+}
+
 Result<void> Connection::exec(const std::string& sql) {
   const int code = sqlite3_exec(db_, sql.c_str(), nullptr, nullptr, nullptr);
   if (code != SQLITE_OK) return std::unexpected(error(code));

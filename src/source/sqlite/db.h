@@ -109,6 +109,9 @@ class Connection {
   // The first column of the first row of a statement of Larder's own; 0 if there is none.
   Result<std::int64_t> query_integer(const std::string& sql);
 
+  // The declared type of a column, upper case; nullopt: no such column.
+  std::optional<std::string> declared_type(const std::string& table, const std::string& column);
+
   bool in_transaction() const { return sqlite3_get_autocommit(db_) == 0; }
   // Ends a transaction if one is open; no deadline stops it.
   void rollback();

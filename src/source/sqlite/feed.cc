@@ -112,6 +112,8 @@ Result<Impl::FeedStep> Impl::poll() {
     // What is ours has been invalidated before it was committed. A commit that runs now holds the
     // mutex; one that was read above has registered by the time that we get it.
     const std::lock_guard lock(commit_mutex_);
+    // Numbers of another incarnation, or of a history that is gone, say nothing about ours.
+    if (step.batch.everything) own_.clear();
     std::erase_if(step.batch.changes, [&](const RowChange& change) {
       return own_.contains(static_cast<std::int64_t>(change.x));
     });

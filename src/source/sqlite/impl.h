@@ -52,6 +52,7 @@ class OwnChanges {
   void add(std::int64_t before, std::int64_t last);
   bool contains(std::int64_t seq) const;
   void drop_until(std::int64_t seq);
+  void clear() { ranges_.clear(); }
 
  private:
   static constexpr std::size_t kMost = 10'000;
@@ -131,6 +132,7 @@ class Impl final : public SqliteSource {
   };
 
   // open.cc
+  static Result<void> check_affinities(Connection& db, const WatchedTable& table);
   Result<void> check_load(Connection& db, const LoadStatement& spec);
   void describe();
   Result<Incarnation> current() LARDER_EXCLUDES(identity_mutex_);

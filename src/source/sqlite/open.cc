@@ -113,6 +113,9 @@ Result<void> Impl::open() {
           checked.error(), fmt::format("{}, load statement `{}`", where, shortened(spec.sql))));
   auto prepared = examine(**db, options_.watched);
   if (!prepared) return std::unexpected(config_error(prepared.error(), where));
+  for (const WatchedTable& table : options_.watched)
+    if (auto fits = check_affinities(**db, table); !fits)
+      return std::unexpected(config_error(fits.error(), where));
   prepared_ = prepared->complete;
   const Incarnation identity = renew(*file);
   if (prepared_) {
@@ -142,6 +145,33 @@ Result<void> Impl::open() {
   pool_ = std::make_unique<net::WorkerPool>(threads, options_.queue, "sqlite");
   feed_pool_ = std::make_unique<net::WorkerPool>(1, 4, "sqlite-feed");
   writer_thread_ = std::make_unique<WriterThread>(options_.queue);
+  return {};
+}
+
+// A change names a key by the column's text. A text parameter over a column of numbers would find
+// the row by other texts too ('07', '7.0'), and their entries would never be invalidated.
+Result<void> Impl::check_affinities(Connection& db, const WatchedTable& table) {
+  for (std::size_t i = 0; i < table.types.size(); ++i) {
+    const std::optional<std::string> declared = db.declared_type(table.table, table.columns[i]);
+    if (!declared) continue;  // examine() has said what is wrong
+    const std::string& type = *declared;
+    const auto has = [&](std::string_view part) { return type.find(part) != std::string::npos; };
+    // SQLite's rules of affinity, in their order.
+    const bool integer = has("INT");
+    const bool text = !integer && (has("CHAR") || has("CLOB") || has("TEXT"));
+    const bool blob = !integer && !text && (has("BLOB") || type.empty());
+    const bool real = !integer && !text && !blob && (has("REAL") || has("FLOA") || has("DOUB"));
+    const bool wants_integer = table.types[i] == policy::ParamType::integer;
+    if (wants_integer ? !real : text || blob) continue;
+    return fail(
+        ErrorCode::config,
+        fmt::format("depends_on: column {}.{} is {}, but its key parameter is {}: other "
+                    "keys would find the same row and never be invalidated; {}",
+                    table.table, table.columns[i], type, wants_integer ? "an int" : "a text",
+                    wants_integer ? "keep such a key in an INTEGER column"
+                                  : "declare the parameter as int: {name:int}"),
+        "sqlite");
+  }
   return {};
 }
 
