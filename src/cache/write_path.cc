@@ -55,15 +55,15 @@ std::vector<std::string_view> raw_fields(std::string_view text) {
 }
 
 Result<source::Value> number_of(std::string_view raw, std::string_view name) {
-  const char* const end = raw.data() + raw.size();
   if (raw.find_first_of(".eE") == std::string_view::npos) {
     std::int64_t integer = 0;
-    if (std::from_chars(raw.data(), end, integer).ec == std::errc()) return integer;
+    if (std::from_chars(raw.data(), raw.data() + raw.size(), integer).ec == std::errc())
+      return integer;
     return fail(ErrorCode::bad_value,
                 fmt::format("field '{}' does not fit a 64-bit signed integer: {}", name, raw));
   }
   double real = 0;
-  if (std::from_chars(raw.data(), end, real).ec == std::errc()) return real;
+  if (std::from_chars(raw.data(), raw.data() + raw.size(), real).ec == std::errc()) return real;
   return fail(ErrorCode::bad_value,
               fmt::format("field '{}' does not fit a 64-bit real number: {}", name, raw));
 }
