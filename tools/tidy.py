@@ -57,13 +57,19 @@ def compile_commands(build):
     wanted = {}
     for entry in json.loads(path.read_text()):
         file = pathlib.Path(entry["directory"], entry["file"]).resolve()
-        if file.is_file() and file.is_relative_to(ROOT) and not file.is_relative_to(build.resolve()):
+        if not file.is_file() or file.is_relative_to(build.resolve()):
+            continue
+        if file.is_relative_to(ROOT):
             wanted[file] = entry.get("command") or shlex.join(entry["arguments"])
     return wanted
 
 
+def is_test(file):
+    return file.stem.endswith("_test") or file.relative_to(ROOT).parts[0] == "tests"
+
+
 def options_of(file):
-    return FOR_TESTS if file.stem.endswith("_test") else []
+    return FOR_TESTS if is_test(file) else []
 
 
 def stamp_name(file, command, includes, common):
@@ -89,11 +95,11 @@ def tidy(file, build):
 def select(commands, given, includes):
     """The sources to look at: all that ship, those given, and those which include a given header.
 
-    Tests only when they are given: the sanitizers run them, and reading them takes as long as reading
-    everything else.
+    Tests only when they are given: the sanitizers run them, and reading them takes as long as
+    reading everything else.
     """
     if not given:
-        return sorted(f for f in commands if f.stem[-5:] != "_test" and "tests" not in f.parts)
+        return sorted(f for f in commands if not is_test(f))
     asked = {pathlib.Path(name).resolve() for name in given}
     return sorted(f for f in commands if f in asked or asked & includes.all(f))
 
