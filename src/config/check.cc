@@ -153,7 +153,8 @@ void check_node(const Config& config, CheckReport& report) {
 CheckReport check(const Config& config, const SourceCapabilities& capabilities) {
   CheckReport report;
   report.memory = {.near_capacity_bytes = config.near.capacity_bytes,
-                   .max_entry_bytes = config.near.capacity_bytes / near::Options{}.shards / 8,
+                   .max_entry_bytes =
+                       near::Store::max_entry_bytes({.capacity_bytes = config.near.capacity_bytes}),
                    .max_clients = config.node.max_clients,
                    .max_request_bytes = config.node.max_request_bytes,
                    .max_output_bytes = config.node.max_output_bytes};

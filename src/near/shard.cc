@@ -1,231 +1,524 @@
 #include "near/shard.h"
 
-#include <cstdlib>
+#include <sched.h>
+
 #include <cstring>
-#include <new>
-#include <utility>
+#include <vector>
 
 #include "base/error.h"
+#include "near/pins.h"
 
 namespace larder::near {
 namespace {
 
-constexpr std::size_t kMaxTextBytes = (1U << 30) - 1;  // key_size and value_size have 30 bits
-constexpr unsigned kDesperateBuckets = 64;
-
-// How much a block of `bytes` takes at most, before it is asked for: rounded to 16, a remainder too
-// small to be split off, and for large ones the rest of a page.
-std::size_t block_bytes_bound(std::size_t bytes) {
-  const std::size_t rounded = ((bytes + kChunkHeader + 15) & ~std::size_t{15}) + 32;
-  return rounded < (64U << 10) ? rounded : rounded + 4096;
-}
+constexpr unsigned kYields = 20'000;         // while a reader that was put to sleep holds its pin
+constexpr unsigned kSplitsAtOnce = 2;        // buckets an insertion adds at most
+constexpr std::uint32_t kSlackShare = 32;    // free but scattered: 1/32 of a shard, then compaction
+constexpr std::uint32_t kBatchShare = 256;   // evicted ahead at once: 1/256 of a shard
+constexpr std::uint32_t kBatchEntries = 32;  // and at most so many of the size asked for
+constexpr unsigned kWindows = 8;             // places that compaction looks at
 
 }  // namespace
 
-// ---- index and queues ----
+Store::Shard::Shard(const Store& owner, unsigned number)
+    : store(owner),
+      state(*reinterpret_cast<ShardState*>(owner.arena_.shard(number))),
+      index(owner.arena_.shard(number), state.index,
+            reinterpret_cast<std::atomic<Ref>*>(owner.arena_.shard(number) +
+                                                owner.arena_.layout().directory_at)),
+      heap(owner.arena_.shard(number), state.heap),
+      owned_bytes(owner.arena_.header().fixed.shard_bytes),
+      ghost_(
+          {reinterpret_cast<GhostRow*>(owner.arena_.shard(number) + owner.arena_.layout().ghost_at),
+           owner.arena_.layout().ghost_rows}) {}
 
-void Store::Shard::resize_index(std::size_t buckets) {
-  auto bigger = std::make_unique<Entry*[]>(buckets);
-  const std::size_t old_buckets = index != nullptr ? index_mask + 1 : 0;
-  for (std::size_t i = 0; i < old_buckets; ++i)
-    for (Entry* entry = index[i]; entry != nullptr;) {
-      Entry* next = entry->chain;
-      Entry*& head = bigger[entry->hash & (buckets - 1)];
-      entry->chain = head;
-      head = entry;
-      entry = next;
+void Store::Shard::init() {
+  const ArenaLayout& layout = store.arena_.layout();
+  char* const base = reinterpret_cast<char*>(&state);
+  state.exclusive.store(0);
+  zero_words(base + layout.directory_at, layout.heap_at - layout.directory_at);
+  const auto first = static_cast<Ref>(layout.heap_at / kGranule);
+  const auto end = static_cast<Ref>(owned_bytes / kGranule);
+  heap.init(first, end);
+  init_eviction(state.eviction, std::uint64_t{end - first} * kGranule);
+  state.wheel = WheelState{};
+  state.index.segment_shift = layout.segment_shift;
+  state.index.max_segments = layout.max_segments;
+  state.index.overflows = 0;
+  state.index.buckets.store(0, std::memory_order_relaxed);
+  const Ref segment = heap.allocate(index.segment_units());
+  LARDER_ASSERT(segment != kNoRef);
+  index.add_segment(segment);
+  state.index.buckets.store(1U << layout.segment_shift, std::memory_order_release);
+}
+
+// ---- looking ----
+
+Ref Store::Shard::find_live(std::string_view key, Hash hash, TimeUs now) {
+  seen_now = std::max(seen_now, now);
+  const Ref ref = find(key, hash);
+  if (ref == kNoRef || at(ref).useless_at(at(ref).load_bits()) > now) return ref;
+  remove(ref, hash);
+  ++stats.expirations;
+  return kNoRef;
+}
+
+Ref Store::Shard::find_plain(std::string_view key, Hash hash, TimeUs now) {
+  const Ref ref = find_live(key, hash, now);
+  if (ref == kNoRef || at(ref).cache_id(at(ref).load_bits()) != 0 || store.is_void(at(ref), hash))
+    return kNoRef;
+  return ref;
+}
+
+bool Store::Shard::is_garbage(Ref ref) const {
+  const Entry entry = at(ref);
+  const std::uint64_t word = entry.load_bits();
+  return entry.useless_at(word) <= seen_now ||
+         (Entry::is_filled(word) && store.is_void(entry, hash_of(ref)));
+}
+
+// ---- what the policy sees ----
+
+void Store::Shard::Entries::set_queue(Ref ref, unsigned queue) const {
+  const Entry entry = shard->at(ref);
+  const std::uint64_t word = entry.load_bits() & ~(63ULL << bits::kQueueShift);
+  entry.bits().store(word | std::uint64_t{queue} << bits::kQueueShift, std::memory_order_relaxed);
+}
+
+std::uint32_t Store::Shard::Entries::weight(Ref ref) const {
+  return shard->heap.units(ref) * static_cast<std::uint32_t>(kGranule);
+}
+
+std::uint32_t Store::Shard::Entries::cost(Ref ref) const {
+  const Entry entry = shard->at(ref);
+  switch (shard->store.options_.cost) {
+    case Cost::one: return 1;
+    case Cost::bytes: return weight(ref);
+    case Cost::load_time: {
+      const std::uint64_t word = entry.load_bits();
+      return Entry::is_filled(word) ? std::max(decode_load(entry.load_took()), 1U) : 1U;
     }
-  fixed_bytes += buckets * sizeof(Entry*);
-  fixed_bytes -= old_buckets * sizeof(Entry*);
-  index = std::move(bigger);
-  index_mask = buckets - 1;
+  }
+  return 1;
 }
 
-// Doubles the index if both fit at once; else the chains just get longer until there is room.
-void Store::Shard::grow_index() {
-  if (stats.entries <= index_mask) return;
-  const std::size_t buckets = 2 * (index_mask + 1);
-  if (make_room(buckets * sizeof(Entry*) + kChunkHeader + 4096, nullptr)) resize_index(buckets);
-}
+// ---- storing ----
 
-void Store::Shard::index_replace(Entry* old, Entry* fresh) {
-  Entry** link = &bucket(old->hash);
-  while (*link != old) link = &(*link)->chain;
-  if (fresh != nullptr) fresh->chain = old->chain;
-  *link = fresh != nullptr ? fresh : old->chain;
-}
-
-void Store::Shard::push(Entry* entry) {
-  Queue& queue = queue_of(entry);
-  entry->newer = nullptr;
-  entry->older = queue.newest;
-  (queue.newest != nullptr ? queue.newest->newer : queue.oldest) = entry;
-  queue.newest = entry;
-  ++queue.size;
-}
-
-void Store::Shard::unlink(Entry* entry) {
-  Queue& queue = queue_of(entry);
-  if (queue.hand == entry) queue.hand = entry->newer;
-  (entry->newer != nullptr ? entry->newer->older : queue.newest) = entry->older;
-  (entry->older != nullptr ? entry->older->newer : queue.oldest) = entry->newer;
-  --queue.size;
-}
-
-// ---- entries ----
-
-void Store::Shard::write(Entry* entry, const New& item) {
-  entry->hash = item.hash;
-  entry->version = next_version();
-  entry->useless_at = item.useless_at;
-  entry->key_size = static_cast<std::uint32_t>(item.key.size());
-  entry->value_size = static_cast<std::uint32_t>(item.value.size());
-  entry->filled = item.meta != nullptr ? 1 : 0;
-  entry->voided = 0;
+void Store::Shard::write(Ref block, const New& item) {
+  const Entry entry = at(block);
+  const std::size_t offset = item.text_offset();
+  const std::uint32_t slack = heap.units(block) - Heap::units_for(item.bytes());
+  std::uint64_t word = (entry.load_bits() & bits::kPrevFree) | bits::kEntry |
+                       std::uint64_t{slack} << bits::kSlackShift |
+                       std::uint64_t{item.key.size()} << bits::kKeyShift |
+                       std::uint64_t{item.value.size()} << bits::kValueShift;
+  char* const bytes = entry.block();
   if (item.meta != nullptr) {
     const Meta& meta = *item.meta;
-    new (entry->base()) Entry::Extra{
-        item.ticket->generation, item.ticket->stamp, meta.as_of,
-        meta.soft_expiry,        meta.ttl_us,        meta.load_us,
-        meta.cache_id,           meta.negative,      static_cast<std::uint8_t>(item.tags.size())};
+    word |= bits::kFilled;
+    if (meta.negative) word |= bits::kNegative;
+    if (!item.tags.empty()) word |= bits::kTagged;
+    const std::uint64_t as_of = Entry::encode_time(meta.as_of);
+    store_word(bytes + 20, static_cast<std::uint32_t>(item.ticket->generation));
+    entry.set_when(as_of | std::uint64_t{item.tags.size()} << Entry::kTagCountShift);
+    entry.set_life(Entry::life_of(Entry::decode_time(as_of), meta.soft_expiry, meta.useless_at));
+    store_word(bytes + 40, Span::encode(meta.ttl_us));
+    store_word(bytes + 44, meta.cache_id);
+    store_word(bytes + 46, encode_load(meta.load_us));
+    if (!item.tags.empty()) store_word(bytes + 48, item.ticket->stamp);
     for (std::size_t i = 0; i < item.tags.size(); ++i)
-      entry->tags()[i] = static_cast<std::uint32_t>(item.tags[i] & (store.options_.tag_slots - 1));
+      store_word(bytes + Entry::kFilledText + 8 + i * sizeof(std::uint32_t),
+                 store.tag_slot(item.tags[i]));
+  } else if (item.useless_at != kNever) {
+    word |= bits::kExpires;
+    entry.set_when(Entry::encode_time(item.useless_at));
   }
-  char* text = entry->base() + entry->prefix();
-  if (!item.key.empty()) std::memcpy(text, item.key.data(), item.key.size());
-  if (!item.value.empty())
-    std::memcpy(text + item.key.size(), item.value.data(), item.value.size());
-}
-
-// In the same block, if it fits and wastes less than half of it.
-bool Store::Shard::overwrite(Entry* entry, const New& item) {
-  const std::size_t block = malloc_usable_size(entry);
-  const std::size_t bytes = item.bytes();
-  if (bytes > block || bytes < block / 2) return false;
-  const bool pin = must_pin(item);
-  if (pin != (entry->pinned != 0)) {
-    unlink(entry);
-    entry->pinned = pin ? 1 : 0;
-    push(entry);
-  }
-  write(entry, item);
-  entry->used = 1;
-  return true;
+  store_bytes(bytes + offset, item.key.data(), item.key.size());
+  store_bytes(bytes + offset + item.key.size(), item.value.data(), item.value.size());
+  hits_of(entry.link()).store(0, std::memory_order_relaxed);
+  entry.bits().store(word, std::memory_order_relaxed);
 }
 
 policy::Refusal Store::Shard::install(const New& item) {
-  const std::size_t bytes = item.bytes();
-  if (bytes > store.max_entry_bytes() || item.key.size() > kMaxTextBytes ||
-      item.value.size() > kMaxTextBytes)
+  if (item.bytes() > store.max_entry_bytes() || item.key.size() > kMaxKeyBytes ||
+      item.value.size() > kMaxValueBytes)
     return policy::Refusal::too_large;
-  Entry* old = find(item.key, item.hash);
-  if (old != nullptr && overwrite(old, item)) return policy::Refusal::none;
-
-  if (old == nullptr) grow_index();
-  // The old value counts as gone: it is freed before the new one is allocated, so that the bound
-  // holds at every moment, and a full store of pinned keys can still be written to.
-  if (!make_room(block_bytes_bound(bytes), old)) return policy::Refusal::no_room;
-  if (old != nullptr) remove(old);
-  void* block = std::malloc(bytes);
-  if (block == nullptr) return policy::Refusal::no_room;
-  // An allocator with coarser sizes than glibc's gave more than was asked for: room for that, too.
-  if (bytes_held() + block_bytes(block) > store.shard_capacity_ &&
-      !make_room(block_bytes(block), nullptr)) {
-    std::free(block);
-    return policy::Refusal::no_room;
+  grow();
+  Ref old = find(item.key, item.hash);
+  const Ref block = allocate(Heap::units_for(item.bytes()), old);
+  if (block == kNoRef) return old != kNoRef ? overwrite(old, item) : policy::Refusal::no_room;
+  // Asked for last: making room may have emptied an overflow bucket, and taken it out of the chain.
+  Ref spare = kNoRef;
+  if (old == kNoRef && !index.has_slot(item.hash)) {
+    spare = allocate(Index::kOverflowUnits, old);
+    if (spare == kNoRef) {
+      heap.release(block);
+      return policy::Refusal::no_room;
+    }
   }
-  auto* entry = new (block) Entry{};
-  entry->pinned = must_pin(item) ? 1 : 0;
-  write(entry, item);
-  entry->used = old != nullptr ? 1 : 0;
-  Entry*& head = bucket(item.hash);
-  entry->chain = head;
-  head = entry;
-  push(entry);
-  stats.bytes += block_bytes(block);
-  ++stats.entries;
-  LARDER_ASSERT(bytes_held() <= store.shard_capacity_);
+  write(block, item);
+  link_in(block, old, spare, item);
   return policy::Refusal::none;
 }
 
-void Store::Shard::remove(Entry* entry) {
-  index_replace(entry, nullptr);
-  release(entry);
+// `block` is written; readers find it from here on.
+void Store::Shard::link_in(Ref block, Ref old, Ref spare, const New& item) {
+  if (old != kNoRef) {
+    index.replace(item.hash, old, block);
+    if (must_pin(item) == eviction().pinned(old)) {
+      eviction().replace(old, block);
+    } else {
+      eviction().remove(old);
+      if (must_pin(item))
+        eviction().pin(block);
+      else
+        eviction().admit(block, item.hash);
+    }
+    retire(old);
+  } else {
+    if (!index.has_slot(item.hash))
+      index.add_overflow(item.hash, spare);
+    else if (spare != kNoRef)
+      heap.release(spare);
+    index.insert(item.hash, block);
+    if (must_pin(item))
+      eviction().pin(block);
+    else
+      eviction().admit(block, item.hash);
+    ++stats.entries;
+  }
+  schedule(item.hash, at(block).useless_at(at(block).load_bits()));
 }
 
-void Store::Shard::release(Entry* entry) {
-  unlink(entry);
-  stats.bytes -= block_bytes(entry);
+// No room beside the old value, and nothing to evict: the old one goes first. Meanwhile readers
+// wait for the lock, so that nobody sees the key absent. If the new one does not fit even so, the
+// old one comes back.
+policy::Refusal Store::Shard::overwrite(Ref old, const New& item) {
+  state.exclusive.fetch_add(1);
+  const Ref overflow = index.remove(item.hash, old);
+  Ref block = kNoRef;
+  const bool unseen = await_readers();
+  const bool was_pinned = eviction().pinned(old);
+  if (unseen) {
+    const std::uint64_t word = at(old).load_bits();
+    const auto slack = static_cast<std::uint32_t>((word >> bits::kSlackShift) & 3);
+    const std::uint32_t units = heap.units(old) - slack;
+    const std::string bytes(at(old).block() + Entry::kPlainText,
+                            (units * kGranule) - Entry::kPlainText);
+    eviction().remove(old);
+    heap.release(old);
+    block = heap.allocate(Heap::units_for(item.bytes()), true);
+    if (block != kNoRef) {
+      write(block, item);
+    } else {
+      old = heap.allocate(units, true);
+      LARDER_ASSERT(old != kNoRef);  // it was there a moment ago
+      store_bytes(at(old).block() + Entry::kPlainText, bytes.data(), bytes.size());
+      const std::uint64_t moved = bits::kPrevFree | 3ULL << bits::kSlackShift;
+      const std::uint64_t over = heap.units(old) - units;
+      at(old).bits().store(
+          (word & ~moved) | (at(old).load_bits() & bits::kPrevFree) | over << bits::kSlackShift,
+          std::memory_order_relaxed);
+    }
+  }
+  const Ref stays = block != kNoRef ? block : old;
+  if (!index.has_slot(item.hash)) {
+    index.add_overflow(item.hash, overflow);
+  } else if (overflow != kNoRef) {
+    retire(overflow);
+  }
+  index.insert(item.hash, stays);
+  if (unseen) {
+    if (block != kNoRef ? must_pin(item) : was_pinned)
+      eviction().pin(stays);
+    else
+      eviction().admit(stays, item.hash);
+  }
+  schedule(item.hash, at(stays).useless_at(at(stays).load_bits()));
+  state.exclusive.fetch_sub(1);
+  return block != kNoRef ? policy::Refusal::none : policy::Refusal::no_room;
+}
+
+void Store::Shard::remove(Ref ref, Hash hash) {
+  if (const Ref overflow = index.remove(hash, ref); overflow != kNoRef) retire(overflow);
+  eviction().remove(ref);
+  retire(ref);
   --stats.entries;
-  std::free(entry);
 }
 
-// Evicts until `bytes` more fit, with `keep` (if not null) counted as gone but left alone.
-bool Store::Shard::make_room(std::size_t bytes, const Entry* keep) {
-  const std::size_t freed =
-      keep != nullptr ? block_bytes(const_cast<Entry*>(keep)) : std::size_t{0};
-  const std::size_t wanted = bytes - std::min(bytes, freed);
-  while (bytes_held() + wanted > store.shard_capacity_)
-    if (!evict_one(keep)) return false;
+// Other processes read copies that they prove by the bucket's sequence: it steps.
+void Store::Shard::void_entry(Hash hash, Ref ref) {
+  const Index::Change change(home(hash));
+  at(ref).set_bits(bits::kVoided, true);
+}
+
+bool Store::Shard::set_expiry(Ref ref, Hash hash, TimeUs soft_expiry, TimeUs useless_at) {
+  const Entry entry = at(ref);
+  const std::uint64_t word = entry.load_bits();
+  if (Entry::is_filled(word)) {
+    entry.set_life(Entry::life_of(entry.as_of(), soft_expiry, useless_at));
+  } else if ((word & bits::kExpires) != 0 && useless_at != kNever) {
+    entry.set_when(Entry::encode_time(useless_at));
+  } else if ((word & bits::kExpires) != 0 || useless_at != kNever) {
+    // Another shape of block. The text is copied first: making room may move the entry.
+    const std::string key(entry.key(word));
+    const std::string value(entry.value(word));
+    if (install({.key = key, .hash = hash, .value = value, .useless_at = useless_at}) !=
+        policy::Refusal::none)
+      return false;
+  }
+  if (entry.cache_id(word) == 0) bump(hash);
+  schedule(hash, useless_at);
   return true;
 }
 
-bool Store::Shard::evict_one(const Entry* keep) {
-  Queue& queue = queues[0];
-  Entry* entry = queue.hand != nullptr ? queue.hand : queue.oldest;
-  // Two rounds suffice: the first clears all marks.
-  for (std::size_t steps = 2 * queue.size; steps > 0; --steps) {
-    const bool garbage = is_garbage(entry);
-    if (entry != keep && (garbage || entry->used == 0)) {
-      queue.hand = entry;
-      const bool expired = entry->useless_at <= seen_now;
-      remove(entry);  // moves the hand on
-      ++(expired ? stats.expirations : stats.evictions);
+// ---- room ----
+
+Ref Store::Shard::allocate(std::uint32_t units, Ref& keep) {
+  const auto whole = static_cast<std::uint32_t>(owned_bytes / kGranule);
+  for (;;) {
+    if (const Ref block = heap.allocate(units); block != kNoRef) return block;
+    // What is free is scattered: gather it, rather than evict for ever.
+    if (heap.free_units() >= units + whole / kSlackShare && compact(units, keep)) continue;
+    // Some more than needed, so that the price of reclaim() is paid once for many.
+    const std::uint32_t batch = units + std::min(whole / kBatchShare, units * kBatchEntries);
+    while (limbo_units_ < batch && evict_one(keep)) {
+    }
+    if (limbo_units_ > 0) {
+      if (reclaim() || await_readers()) continue;
+      return kNoRef;
+    }
+    // Nothing can be evicted. What has expired goes, pinned or not; then what is free is gathered.
+    unsigned budget = kWindows;
+    if (expire(seen_now, budget, keep) > 0) continue;
+    if (heap.free_units() >= units && compact(units, keep)) continue;
+    return kNoRef;
+  }
+}
+
+bool Store::Shard::evict_one(Ref keep) {
+  const Ref victim = eviction().evict(keep);
+  if (victim == kNoRef) return false;
+  const bool expired = at(victim).useless_at(at(victim).load_bits()) <= seen_now;
+  if (const Ref overflow = index.remove(hash_of(victim), victim); overflow != kNoRef)
+    retire(overflow);
+  retire(victim);
+  --stats.entries;
+  ++(expired ? stats.expirations : stats.evictions);
+  return true;
+}
+
+// Empties a stretch of `units` by moving its entries into holes elsewhere. The stretch begins at a
+// large free block, and the one with the least to move is chosen.
+bool Store::Shard::compact(std::uint32_t units, Ref& keep) {
+  Ref best = kNoRef;
+  std::uint32_t best_moving = UINT32_MAX;
+  std::array<Ref, kWindows> starts{};
+  const unsigned count = heap.largest_free(starts);
+  for (unsigned i = 0; i < count; ++i) {
+    std::uint32_t moving = 0;
+    Ref block = starts[i];
+    while (block < starts[i] + units && block < heap.end()) {
+      const std::uint64_t word = at(block).load_bits();
+      if ((word & (bits::kEntry | bits::kFree)) == 0 || (word & bits::kLimbo) != 0) break;
+      if ((word & bits::kFree) == 0) moving += heap.units(block);
+      block = heap.next(block);
+    }
+    if (block < starts[i] + units || moving >= best_moving) continue;
+    best = starts[i];
+    best_moving = moving;
+  }
+  if (best == kNoRef) return false;
+
+  const Ref end = best + units;
+  std::vector<Ref> withheld;
+  for (Ref block = best; block < end; block = heap.next(block))
+    if ((at(block).load_bits() & bits::kFree) != 0) {
+      heap.withhold(block);
+      withheld.push_back(block);
+    }
+  bool emptied = true;
+  for (Ref block = best; block < end && emptied; block = heap.next(block))
+    if ((at(block).load_bits() & bits::kFree) == 0) emptied = move_out(block, keep);
+  for (const Ref block : withheld) heap.restore(block);
+  return emptied && (limbo_units_ == 0 || reclaim() || await_readers());
+}
+
+// Elsewhere, or if it fits nowhere, out. False if it may not go.
+bool Store::Shard::move_out(Ref ref, Ref& keep) {
+  const Entry entry = at(ref);
+  const std::uint64_t word = entry.load_bits();
+  const auto slack = static_cast<std::uint32_t>((word >> bits::kSlackShift) & 3);
+  const Hash hash = hash_of(ref);
+  const std::uint32_t needed = heap.units(ref) - slack;
+  const Ref fresh = heap.allocate(needed);
+  if (fresh == kNoRef) {
+    if (ref == keep || eviction().pinned(ref)) return false;
+    remove(ref, hash);
+    ++stats.evictions;
+    return true;
+  }
+  const Entry copy = at(fresh);
+  const std::uint64_t fresh_slack = heap.units(fresh) - needed;
+  const std::size_t bytes =
+      entry.text_offset(word) + Entry::key_size(word) + Entry::value_size(word);
+  copy_link(copy.link(), entry.link());
+  store_bytes(copy.block() + 20, entry.block() + 20, bytes - 20);
+  copy.bits().store((copy.load_bits() & bits::kPrevFree) |
+                        (word & ~(bits::kPrevFree | 3ULL << bits::kSlackShift)) |
+                        fresh_slack << bits::kSlackShift,
+                    std::memory_order_relaxed);
+  eviction().moved(ref, fresh);
+  index.replace(hash, ref, fresh);
+  retire(ref);
+  if (ref == keep) keep = fresh;
+  return true;
+}
+
+// ---- limbo ----
+
+// The Link of a block that is in no queue is ours: the next one in limbo, and the epoch.
+void Store::Shard::retire(Ref block) {
+  const Entry entry = at(block);
+  entry.set_bits(bits::kLimbo, true);
+  entry.link().newer = kNoRef;
+  entry.link().older = static_cast<Ref>(epoch_now());
+  if (limbo_last_ != kNoRef)
+    at(limbo_last_).link().newer = block;
+  else
+    limbo_first_ = block;
+  limbo_last_ = block;
+  limbo_units_ += heap.units(block);
+}
+
+// True if anything became free.
+bool Store::Shard::reclaim() {
+  const auto earliest = static_cast<std::uint32_t>(reclaimable());
+  bool freed = false;
+  while (limbo_first_ != kNoRef) {
+    const Ref block = limbo_first_;
+    // Epochs in 32 bits: they are compared as distances.
+    if (static_cast<std::int32_t>(at(block).link().older - earliest) >= 0) break;
+    limbo_first_ = at(block).link().newer;
+    if (limbo_first_ == kNoRef) limbo_last_ = kNoRef;
+    limbo_units_ -= heap.units(block);
+    heap.release(block);
+    freed = true;
+  }
+  return freed;
+}
+
+// Until nobody can look at what is in limbo. Pins last for a few instructions, unless their thread
+// was put to sleep; ours would last for ever.
+bool Store::Shard::await_readers() {
+  if (Pin::held_here()) return false;
+  const std::uint64_t from = epoch_now();
+  for (unsigned i = 0; i < kYields; ++i) {
+    if (reclaimable() > from) {
+      reclaim();
       return true;
     }
-    entry->used = 0;
-    entry = entry->newer != nullptr ? entry->newer : queue.oldest;
-  }
-  queue.hand = entry;
-  // Only pinned keys are left; perhaps one of them has expired.
-  for (unsigned i = 0; i < kDesperateBuckets && queues[1].size > 0; ++i) {
-    desperate_bucket = (desperate_bucket + 1) & index_mask;
-    if (sweep_bucket(desperate_bucket, seen_now, keep) > 0) return true;
+    sched_yield();
   }
   return false;
 }
 
-std::size_t Store::Shard::sweep_bucket(std::size_t number, TimeUs now, const Entry* keep) {
-  std::size_t dropped = 0;
-  for (Entry** link = &index[number & index_mask]; *link != nullptr;) {
-    Entry* entry = *link;
-    if (entry->useless_at > now || entry == keep) {
-      link = &entry->chain;
-      continue;
-    }
-    *link = entry->chain;
-    release(entry);
-    ++dropped;
+// ---- growing ----
+
+void Store::Shard::grow() {
+  for (unsigned i = 0; i < kSplitsAtOnce && index.wants_to_grow(stats.entries); ++i)
+    if (!split()) return;
+}
+
+bool Store::Shard::split() {
+  Ref none = kNoRef;
+  if (index.needs_segment()) {
+    const Ref segment = allocate(index.segment_units(), none);
+    if (segment == kNoRef) return false;
+    index.add_segment(segment);
   }
+  const std::uint32_t from = index.split_from();
+  const std::uint32_t to = index.buckets();
+  std::vector<Ref> spares;
+  std::size_t length = 0;
+  index.each(index.bucket(from), [&](Ref) { return ++length > 0; });
+  for (; length > Bucket::kSlots; length -= Bucket::kSlots) {
+    const Ref spare = allocate(Index::kOverflowUnits, none);
+    if (spare == kNoRef) break;
+    zero_words(reinterpret_cast<char*>(&index.overflow_at(spare)), sizeof(Bucket));
+    spares.push_back(spare);
+  }
+  unsigned used = 0;
+  if (length <= Bucket::kSlots)
+    used = index.split(
+        spares, [&](Ref ref) { return Index::address(hash_of(ref), to + 1) == to; },
+        [&](Ref block) LARDER_NO_ANALYSIS { retire(block); });
+  for (std::size_t i = used; i < spares.size(); ++i) heap.release(spares[i]);
+  if (length > Bucket::kSlots) return false;
+  wheel().schedule(to, earliest_end(index.bucket(to)));
+  return true;
+}
+
+// ---- the end of life ----
+
+void Store::Shard::schedule(Hash hash, TimeUs useless_at) {
+  if (useless_at == kNever) return;
+  // The wheel begins to turn with the first time that it hears of.
+  if (state.wheel.tick == 0) wheel().start(seen_now != 0 ? seen_now : useless_at);
+  wheel().schedule(Index::address(hash, index.buckets()), useless_at);
+}
+
+TimeUs Store::Shard::earliest_end(const Bucket& head) const {
+  TimeUs earliest = kNever;
+  index.each(head, [&](Ref ref) {
+    earliest = std::min(earliest, at(ref).useless_at(at(ref).load_bits()));
+    return true;
+  });
+  return earliest;
+}
+
+std::size_t Store::Shard::expire(TimeUs now, unsigned& budget, Ref keep) {
+  seen_now = std::max(seen_now, now);
+  if (wheel().is_ahead_of(now)) restart_wheel(now);
+  std::size_t dropped = 0;
+  std::uint32_t number = 0;
+  std::vector<Ref> due;
+  for (; budget > 0 && wheel().next_due(now, number); --budget) {
+    due.clear();
+    index.each(index.bucket(number), [&](Ref ref) {
+      if (ref != keep && at(ref).useless_at(at(ref).load_bits()) <= now) due.push_back(ref);
+      return true;
+    });
+    for (const Ref ref : due) remove(ref);
+    dropped += due.size();
+    wheel().schedule(number, earliest_end(index.bucket(number)));
+  }
+  if (dropped > 0) reclaim();
   stats.expirations += dropped;
   return dropped;
 }
 
-void Store::Shard::clear(bool declared) {
-  bump_all();
-  for (Queue& queue : queues)
-    for (Entry* entry = queue.oldest; entry != nullptr;) {
-      Entry* next = entry->newer;
-      if ((entry->cache_id() != 0) == declared) remove(entry);
-      entry = next;
-    }
-  if (stats.entries == 0) resize_index(kMinBuckets);
+// It began to turn with a time that was not the present.
+void Store::Shard::restart_wheel(TimeUs now) {
+  wheel().start(now);
+  for (std::uint32_t number = 0; number < index.buckets(); ++number) {
+    index.timer(number) = {};
+    wheel().schedule(number, earliest_end(index.bucket(number)));
+  }
 }
 
-void Store::Shard::drop_all() {
-  for (const Queue& queue : queues)
-    for (Entry* entry = queue.newest; entry != nullptr;)
-      std::free(std::exchange(entry, entry->older));
+void Store::Shard::clear(bool declared) {
+  std::vector<Ref> gone;
+  for (std::uint32_t number = 0; number < index.buckets(); ++number) {
+    Index::bump(index.bucket(number));
+    gone.clear();
+    index.each(index.bucket(number), [&](Ref ref) {
+      if ((at(ref).cache_id(at(ref).load_bits()) != 0) == declared) gone.push_back(ref);
+      return true;
+    });
+    for (const Ref ref : gone) remove(ref);
+  }
+  reclaim();
 }
 
 }  // namespace larder::near

@@ -1,6 +1,8 @@
 #include "near/store.h"
 
 #include <bit>
+#include <cstdio>
+#include <cstdlib>
 
 #include "base/error.h"
 #include "near/shard.h"
@@ -15,77 +17,117 @@ std::uint64_t next_bucket(std::uint64_t bucket, std::uint64_t mask) {
   return __builtin_bitreverse64(__builtin_bitreverse64(bucket | ~mask) + 1);
 }
 
-// At most a quarter of the shard, whatever was asked for.
-unsigned version_slots(const Options& options, std::uint64_t shard_capacity) {
-  const std::uint64_t by_capacity = std::clamp<std::uint64_t>(shard_capacity >> 10, 64, 65536);
-  const std::uint64_t wanted = options.version_slots != 0 ? options.version_slots : by_capacity;
-  const std::uint64_t most = std::max<std::uint64_t>(shard_capacity / 4 / sizeof(std::uint64_t), 1);
-  return static_cast<unsigned>(std::bit_floor(std::min(wanted, most)));
+Arena private_arena(const Options& options) {
+  Result<Arena> arena = Arena::make_private(options.shape());
+  if (!arena) {
+    std::fprintf(stderr, "larder: %s\n", to_string(arena.error()).c_str());
+    std::abort();
+  }
+  return std::move(*arena);
 }
+
+constexpr unsigned kShardBuckets = 64;  // looked at for expiry before the lock is given back
+constexpr unsigned kAttempts = 4;       // lookups without the lock
 
 }  // namespace
 
-Store::Store(const Options& options)
+std::uint64_t Store::max_entry_bytes(const Options& options) {
+  return std::min<std::uint64_t>(options.capacity_bytes / options.shards / 8, kMaxValueBytes);
+}
+
+Store::Store(const Options& options) : Store(options, private_arena(options)) {}
+
+Store::Store(const Options& options, Arena arena)
     : options_(options),
-      shard_capacity_(options.capacity_bytes / options.shards),
-      generations_(options.partitions),
-      tag_stamps_(options.tag_slots) {
-  LARDER_ASSERT(std::has_single_bit(options.shards) && options.shards <= 64);
-  LARDER_ASSERT(std::has_single_bit(options.partitions) && options.partitions <= 1024);
-  LARDER_ASSERT(std::has_single_bit(options.tag_slots));
-  const unsigned slots = version_slots(options, shard_capacity_);
-  LARDER_ASSERT(std::has_single_bit(slots));
-  for (unsigned i = 0; i < options.shards; ++i)
-    shards_.push_back(std::make_unique<Shard>(*this, i, slots));
+      arena_(std::move(arena)),
+      max_entry_bytes_(
+          std::min<std::uint64_t>(arena_.header().fixed.shard_bytes / 8, kMaxValueBytes)),
+      partitions_(arena_.partitions()),
+      tag_stamps_(arena_.tag_stamps()),
+      tag_clock_(arena_.header().tag_clock) {
+  for (unsigned i = 0; i < options.shards; ++i) {
+    shards_.push_back(std::make_unique<Shard>(*this, i));
+    MutexLock lock(shards_.back()->mutex);
+    shards_.back()->init();
+  }
 }
 
 Store::~Store() = default;
 
-// The bits of a hash: index buckets take the lowest 32, version slots the next 16, partitions up to
-// 10 from bit 48, shards the top 6. No two of them overlap, so none is skewed within another.
-Store::Shard& Store::shard_of(Hash hash) const {
-  return *shards_[(hash >> 58) & (options_.shards - 1)];
-}
+// The bits of a hash: index buckets take the lowest 32, their tags the next 8, partitions up to 10
+// from bit 48, shards the top 6. No two of them overlap, so none is skewed within another.
+Store::Shard& Store::shard_of(Hash hash) const { return *shards_[number_of(hash)]; }
 
-bool Store::is_void(const Entry& entry) const {
-  if (entry.voided != 0) return true;
-  if (entry.filled == 0) return false;  // set, not filled: nothing but its key voids it
-  const Entry::Extra& extra = entry.extra();
+bool Store::is_void(const Entry& entry, Hash hash) const {
+  const std::uint64_t word = entry.load_bits();
+  if ((word & bits::kVoided) != 0) return true;
+  if (!Entry::is_filled(word)) return false;  // set, not filled: nothing but its key voids it
+  // Generations are kept to 32 bits in an entry.
+  const auto generation = static_cast<std::uint32_t>(
+      partitions_[partition_of(hash)].generation.load(std::memory_order_acquire));
   std::array<std::uint64_t, 255> stamps;  // NOLINT: only what is written is read
-  for (std::size_t i = 0; i < extra.tag_count; ++i)
-    stamps[i] = tag_stamps_[entry.tags()[i]].load(std::memory_order_acquire);
-  const std::uint64_t generation =
-      generations_[partition_of(entry.hash)].load(std::memory_order_acquire);
-  return policy::is_void(extra.generation, extra.stamp, generation,
-                         std::span(stamps.data(), extra.tag_count), options_.rules);
+  const std::size_t tags = entry.tag_count(word);
+  for (std::size_t i = 0; i < tags; ++i)
+    stamps[i] = tag_stamps_[entry.tag_slot(i)].load(std::memory_order_acquire);
+  return policy::is_void(entry.generation(), tags > 0 ? entry.stamp() : 0, generation,
+                         std::span(stamps.data(), tags), options_.rules);
 }
 
-View Store::view_of(const Entry& entry, Meta& meta) const {
-  if (entry.filled != 0) {
-    const Entry::Extra& extra = entry.extra();
-    meta = Meta{.cache_id = extra.cache_id,
-                .negative = extra.negative,
-                .tag_count = extra.tag_count,
-                .load_us = extra.load_us,
-                .ttl_us = extra.ttl_us,
-                .as_of = extra.as_of,
-                .soft_expiry = extra.soft_expiry,
-                .useless_at = entry.useless_at};
+void Store::look_at(const Entry& entry, std::uint64_t word, Hash hash, View& view) const {
+  const std::size_t text = entry.text_offset(word);
+  const char* const key = entry.block() + text;
+  view.key = {key, Entry::key_size(word)};
+  view.value = {key + view.key.size(), Entry::value_size(word)};
+  if (Entry::is_filled(word)) {
+    const std::uint64_t when = entry.when();
+    const std::uint64_t life = entry.life();
+    const TimeUs as_of = Entry::decode_time(when);
+    view.meta = Meta{.cache_id = entry.filled_cache_id(),
+                     .negative = (word & bits::kNegative) != 0,
+                     .tag_count = static_cast<std::uint8_t>(entry.tag_count(word)),
+                     .load_us = decode_load(entry.load_took()),
+                     .ttl_us = Span::decode(entry.ttl()),
+                     .as_of = as_of,
+                     .soft_expiry = Entry::soft_expiry_of(as_of, life),
+                     .useless_at = Entry::useless_at_of(as_of, life)};
+    view.is_void = is_void(entry, hash);
   } else {
-    meta = Meta{.soft_expiry = entry.useless_at, .useless_at = entry.useless_at};
+    view.meta.soft_expiry = view.meta.useless_at = entry.useless_at(word);
   }
-  return View{entry.key(), entry.value(), meta, entry.version, is_void(entry)};
 }
 
-bool Store::lookup(std::string_view key, Hash hash, TimeUs now, void (*visit)(void*, const View&),
-                   void* context) {
+Store::Found Store::find(std::string_view key, Hash hash, TimeUs now, View& view) const {
+  const Shard& shard = shard_of(hash);
+  for (unsigned attempt = 0; attempt < kAttempts; ++attempt) {
+    // Several keys are being changed as one step: wait for its end, at the lock.
+    if (shard.state.exclusive.load(std::memory_order_acquire) != 0) return Found::ask_again;
+    bool proven = true;
+    const Ref ref = shard.index.find(key, hash, proven);
+    if (ref == kNoRef) {
+      if (proven) return Found::no;
+      continue;
+    }
+    const Entry entry = shard.at(ref);
+    const std::uint64_t word = entry.load_bits();
+    look_at(entry, word, hash, view);
+    if (view.meta.useless_at <= now) return Found::no;
+    larder::near::touch(entry.link());
+    return Found::yes;
+  }
+  return Found::ask_again;
+}
+
+bool Store::lookup_locked(std::string_view key, Hash hash, TimeUs now,
+                          void (*visit)(void*, const View&), void* context) {
   Shard& shard = shard_of(hash);
   MutexLock lock(shard.mutex);
-  Entry* entry = shard.find_live(key, hash, now);
-  if (entry == nullptr) return false;
-  if (entry->used == 0) entry->used = 1;  // a line that is only read stays shared between cores
-  Meta meta;
-  visit(context, view_of(*entry, meta));
+  const Ref ref = shard.find_live(key, hash, now);
+  if (ref == kNoRef) return false;
+  const Entry entry = shard.at(ref);
+  larder::near::touch(entry.link());
+  View view;
+  look_at(entry, entry.load_bits(), hash, view);
+  visit(context, view);
   return true;
 }
 
@@ -109,7 +151,7 @@ policy::Ticket Store::ticket(Hash hash) const {
   Shard& shard = shard_of(hash);
   MutexLock lock(shard.mutex);
   return {.version = shard.version(hash),
-          .generation = generations_[partition_of(hash)].load(std::memory_order_acquire),
+          .generation = partitions_[partition_of(hash)].generation.load(std::memory_order_acquire),
           .stamp = tag_clock_.load(std::memory_order_acquire)};
 }
 
@@ -121,95 +163,107 @@ policy::Refusal Store::fill(const policy::Ticket& ticket, std::string_view key, 
   MutexLock lock(shard.mutex);
   const policy::Ticket current{
       .version = shard.version(hash),
-      .generation = generations_[partition_of(hash)].load(std::memory_order_acquire),
+      .generation = partitions_[partition_of(hash)].generation.load(std::memory_order_acquire),
       .stamp = tag_clock_.load(std::memory_order_acquire)};
   const policy::Refusal refusal = policy::judge_install(ticket, current, options_.rules);
   if (refusal != policy::Refusal::none) return refusal;
   // It would be void at once; storing it could only displace a later, valid fill.
   for (std::size_t i = 0; i < tags.size(); ++i)
-    stamps[i] = tag_stamps_[tags[i] & (options_.tag_slots - 1)].load(std::memory_order_acquire);
+    stamps[i] = tag_stamps_[tag_slot(tags[i])].load(std::memory_order_acquire);
   if (policy::is_void(ticket.generation, ticket.stamp, ticket.generation,
                       std::span(stamps.data(), tags.size()), options_.rules))
     return policy::Refusal::tag;
   // A slow load must not put an older state over that of a later one.
-  const Entry* const old = shard.find(key, hash);
-  if (options_.rules.later && old != nullptr && old->filled != 0 && !is_void(*old) &&
-      old->extra().cache_id == meta.cache_id && old->extra().as_of > meta.as_of)
-    return policy::Refusal::later;
-  return shard.install({.key = key,
-                        .hash = hash,
-                        .value = value,
-                        .useless_at = meta.useless_at,
-                        .meta = &meta,
-                        .ticket = &ticket,
-                        .tags = tags});
+  if (const Ref ref = shard.find(key, hash); options_.rules.later && ref != kNoRef) {
+    const Entry old = shard.at(ref);
+    const std::uint64_t word = old.load_bits();
+    if (Entry::is_filled(word) && !is_void(old, hash) && old.filled_cache_id() == meta.cache_id &&
+        old.as_of() > meta.as_of)
+      return policy::Refusal::later;
+  }
+  shard.seen_now = std::max(shard.seen_now, meta.as_of);
+  const policy::Refusal stored = shard.install({.key = key,
+                                                .hash = hash,
+                                                .value = value,
+                                                .useless_at = meta.useless_at,
+                                                .meta = &meta,
+                                                .ticket = &ticket,
+                                                .tags = tags});
+  // A plain key has changed: whoever watches it must see that.
+  if (stored == policy::Refusal::none && meta.cache_id == 0) shard.bump(hash);
+  return stored;
 }
 
 bool Store::invalidate(Hash hash, std::string_view key, bool keep_for_error) {
   Shard& shard = shard_of(hash);
   MutexLock lock(shard.mutex);
   shard.bump(hash);
-  Entry* entry = shard.find(key, hash);
-  if (entry == nullptr) return false;
-  const bool was_valid = !shard.is_garbage(entry);
+  const Ref ref = shard.find(key, hash);
+  if (ref == kNoRef) return false;
+  const bool was_valid = !shard.is_garbage(ref);
+  const std::uint64_t word = shard.at(ref).load_bits();
   // "No such row" is not worth keeping; what had no ticket has no source that could fail.
-  if (keep_for_error && entry->filled != 0 && !entry->extra().negative)
-    entry->voided = 1;
+  if (keep_for_error && Entry::is_filled(word) && (word & bits::kNegative) == 0)
+    shard.void_entry(hash, ref);
   else
-    shard.remove(entry);
+    shard.remove(ref, hash);
   return was_valid;
 }
 
 void Store::invalidate_tag(Hash tag) {
   const std::uint64_t stamp = tag_clock_.fetch_add(1) + 1;
-  std::atomic<std::uint64_t>& slot = tag_stamps_[tag & (options_.tag_slots - 1)];
+  std::atomic<std::uint64_t>& slot = tag_stamps_[tag_slot(tag)];
   std::uint64_t seen = slot.load();
   while (seen < stamp && !slot.compare_exchange_weak(seen, stamp)) {
   }
 }
 
-void Store::reset(unsigned partition) { generations_[partition].fetch_add(1); }
+void Store::reset(unsigned partition) { partitions_[partition].generation.fetch_add(1); }
 
 void Store::reset_all() {
-  for (auto& generation : generations_) generation.fetch_add(1);
+  for (Partition& partition : partitions_) partition.generation.fetch_add(1);
 }
 
 void Store::touch(std::string_view key, Hash hash, TimeUs now) {
   Shard& shard = shard_of(hash);
   MutexLock lock(shard.mutex);
-  Entry* entry = shard.find_live(key, hash, now);
-  if (entry == nullptr || entry->filled == 0 || is_void(*entry)) return;
-  Entry::Extra& extra = entry->extra();
-  if (extra.ttl_us <= 0 || extra.soft_expiry <= now) return;  // a late entry is not revived
-  const TimeUs soft_expiry = saturating_add(now, extra.ttl_us);
-  if (entry->useless_at != kNever)
-    entry->useless_at = saturating_add(soft_expiry, entry->useless_at - extra.soft_expiry);
-  extra.soft_expiry = soft_expiry;
+  const Ref ref = shard.find_live(key, hash, now);
+  if (ref == kNoRef) return;
+  const Entry entry = shard.at(ref);
+  View view;
+  look_at(entry, entry.load_bits(), hash, view);
+  const Meta& meta = view.meta;
+  if (view.is_void || meta.ttl_us <= 0 || meta.soft_expiry <= now) return;  // late is not revived
+  const TimeUs soft_expiry = saturating_add(now, meta.ttl_us);
+  const TimeUs useless_at = meta.useless_at == kNever
+                                ? kNever
+                                : saturating_add(soft_expiry, meta.useless_at - meta.soft_expiry);
+  entry.set_life(Entry::life_of(meta.as_of, soft_expiry, useless_at));
+  shard.schedule(hash, useless_at);
 }
 
 bool Store::set_expiry(std::string_view key, Hash hash, TimeUs now, TimeUs soft_expiry,
                        TimeUs useless_at) {
   Shard& shard = shard_of(hash);
   MutexLock lock(shard.mutex);
-  Entry* entry = shard.find_live(key, hash, now);
-  if (entry == nullptr || is_void(*entry)) return false;
-  entry->version = shard.next_version();
-  entry->useless_at = useless_at;
-  if (entry->filled != 0) entry->extra().soft_expiry = soft_expiry;
-  return true;
+  const Ref ref = shard.find_live(key, hash, now);
+  if (ref == kNoRef || is_void(shard.at(ref), hash)) return false;
+  return shard.set_expiry(ref, hash, soft_expiry, useless_at);
 }
 
 bool Store::erase(std::string_view key, Hash hash) {
   Shard& shard = shard_of(hash);
   MutexLock lock(shard.mutex);
-  Entry* entry = shard.find(key, hash);
-  if (entry == nullptr) return false;
-  shard.remove(entry);
+  const Ref ref = shard.find(key, hash);
+  if (ref == kNoRef) return false;
+  shard.remove(ref, hash);
   return true;
 }
 
-// Calls step(shard, number of a bucket) for up to `count` buckets, under the shard's lock, which is
-// taken here unless `locked`.
+// A cursor goes over buckets as if their number were a power of two: bucket b stands for itself
+// and, where the index has grown beyond that power, for the one that was split from it. Calls
+// step(shard, bucket) for up to `count` of them, under the shard's lock, which is taken here unless
+// `locked`.
 template <class Step>
 std::uint64_t Store::walk(std::uint64_t cursor, unsigned count, bool locked,
                           Step&& step) const LARDER_NO_ANALYSIS {
@@ -219,9 +273,13 @@ std::uint64_t Store::walk(std::uint64_t cursor, unsigned count, bool locked,
     std::uint64_t bucket = cursor >> bits;
     Shard& shard = *shards_[number];
     if (!locked) shard.mutex.lock();
+    const std::uint32_t buckets = shard.index.buckets();
+    const std::uint32_t round = std::bit_floor(buckets);
     do {
-      step(shard, bucket & shard.index_mask);
-      bucket = next_bucket(bucket, shard.index_mask);
+      const auto low = static_cast<std::uint32_t>(bucket & (round - 1));
+      step(shard, shard.index.bucket(low));
+      if (low + round < buckets) step(shard, shard.index.bucket(low + round));
+      bucket = next_bucket(bucket, round - 1);
       count -= count > 0 ? 1 : 0;
     } while (bucket != 0 && count > 0);
     if (!locked) shard.mutex.unlock();
@@ -234,12 +292,16 @@ std::uint64_t Store::walk(std::uint64_t cursor, unsigned count, bool locked,
 
 std::uint64_t Store::scan_with(std::uint64_t cursor, unsigned count, TimeUs now, bool locked,
                                const std::function<void(const View&)>& visit) const {
-  return walk(cursor, count, locked, [&](Shard& shard, std::size_t bucket) LARDER_NO_ANALYSIS {
-    for (const Entry* entry = shard.index[bucket]; entry != nullptr; entry = entry->chain) {
-      if (entry->useless_at <= now) continue;
-      Meta meta;
-      visit(view_of(*entry, meta));
-    }
+  return walk(cursor, count, locked, [&](Shard& shard, Bucket& bucket) {
+    shard.index.each(bucket, [&](Ref ref) {
+      const Entry entry = shard.at(ref);
+      const std::uint64_t word = entry.load_bits();
+      if (entry.useless_at(word) <= now) return true;
+      View view;
+      look_at(entry, word, Entry::is_filled(word) ? shard.hash_of(ref) : 0, view);
+      visit(view);
+      return true;
+    });
   });
 }
 
@@ -248,13 +310,22 @@ std::uint64_t Store::scan(std::uint64_t cursor, unsigned count, TimeUs now,
   return scan_with(cursor, count, now, false, visit);
 }
 
-std::size_t Store::sweep(TimeUs now, unsigned buckets) {
-  std::size_t dropped = 0;
-  sweep_cursor_ = walk(sweep_cursor_.load(), buckets, false,
-                       [&](Shard& shard, std::size_t bucket) LARDER_NO_ANALYSIS {
-                         dropped += shard.sweep_bucket(bucket, now, nullptr);
-                       });
-  return dropped;
+Store::Expired Store::expire(TimeUs now, unsigned buckets) {
+  Expired result;
+  unsigned idle = 0;  // shards in a row in which nothing is due
+  while (buckets > 0 && idle < options_.shards) {
+    Shard& shard = *shards_[expiring_.fetch_add(1) & (options_.shards - 1)];
+    unsigned budget = std::min(buckets, kShardBuckets);
+    buckets -= budget;
+    {
+      MutexLock lock(shard.mutex);
+      result.entries += shard.expire(now, budget);
+    }
+    buckets += budget;
+    idle = budget > 0 ? idle + 1 : 0;
+  }
+  result.more = idle < options_.shards;
+  return result;
 }
 
 void Store::clear(bool declared) {
@@ -280,9 +351,13 @@ std::uint64_t Store::count(std::uint16_t cache_id, TimeUs now) const {
   std::uint64_t entries = 0;
   std::uint64_t cursor = 0;
   do {
-    cursor = walk(cursor, 1024, false, [&](Shard& shard, std::size_t bucket) LARDER_NO_ANALYSIS {
-      for (const Entry* entry = shard.index[bucket]; entry != nullptr; entry = entry->chain)
-        if (entry->cache_id() == cache_id && entry->useless_at > now) ++entries;
+    cursor = walk(cursor, 1024, false, [&](Shard& shard, Bucket& bucket) {
+      shard.index.each(bucket, [&](Ref ref) {
+        const Entry entry = shard.at(ref);
+        const std::uint64_t word = entry.load_bits();
+        if (entry.cache_id(word) == cache_id && entry.useless_at(word) > now) ++entries;
+        return true;
+      });
     });
   } while (cursor != 0);
   return entries;
@@ -290,36 +365,50 @@ std::uint64_t Store::count(std::uint16_t cache_id, TimeUs now) const {
 
 // ---- Locked ----
 
-Store::Locked::Locked(Store& store, std::span<const Hash> keys) LARDER_NO_ANALYSIS : store_(store) {
-  for (const Hash hash : keys)
-    shards_ |= std::uint64_t{1} << ((hash >> 58) & (store.options_.shards - 1));
-  for (unsigned i = 0; i < store.options_.shards; ++i)
-    if ((shards_ >> i & 1) != 0) store.shards_[i]->mutex.lock();
+Store::Locked::Locked(Store& store, std::span<const Hash> keys)
+    : store_(store), several_(keys.size() > 1) {
+  for (const Hash hash : keys) shards_ |= std::uint64_t{1} << store.number_of(hash);
+  lock();
 }
 
-Store::Locked::Locked(Store& store) LARDER_NO_ANALYSIS : store_(store) {
-  for (unsigned i = 0; i < store.options_.shards; ++i) {
-    shards_ |= std::uint64_t{1} << i;
-    store.shards_[i]->mutex.lock();
+Store::Locked::Locked(Store& store) : store_(store), several_(true) {
+  for (unsigned i = 0; i < store.options_.shards; ++i) shards_ |= std::uint64_t{1} << i;
+  lock();
+}
+
+void Store::Locked::lock() LARDER_NO_ANALYSIS {
+  for (std::uint64_t left = shards_; left != 0; left &= left - 1) {
+    Shard& shard = *store_.shards_[static_cast<unsigned>(std::countr_zero(left))];
+    shard.mutex.lock();
+    if (several_) shard.state.exclusive.fetch_add(1);
   }
 }
 
+// All flags are up before the first change and until after the last one: whoever has seen one of
+// the changes also sees that the other shards are not to be read without their locks.
 Store::Locked::~Locked() LARDER_NO_ANALYSIS {
+  if (several_)
+    for (std::uint64_t left = shards_; left != 0; left &= left - 1)
+      store_.shards_[static_cast<unsigned>(std::countr_zero(left))]->state.exclusive.fetch_sub(1);
   for (std::uint64_t left = shards_; left != 0; left &= left - 1)
     store_.shards_[static_cast<unsigned>(std::countr_zero(left))]->mutex.unlock();
 }
 
 Store::Shard& Store::Locked::held(Hash hash) {
-  const unsigned number = (hash >> 58) & (store_.options_.shards - 1);
+  const unsigned number = store_.number_of(hash);
   LARDER_ASSERT((shards_ >> number & 1) != 0);
   return *store_.shards_[number];
 }
 
 const View* Store::Locked::find(std::string_view key, Hash hash, TimeUs now) LARDER_NO_ANALYSIS {
-  Entry* entry = held(hash).find_plain(key, hash, now);
-  if (entry == nullptr) return nullptr;
-  entry->used = 1;
-  return &view_.emplace(store_.view_of(*entry, meta_));
+  Shard& shard = held(hash);
+  const Ref ref = shard.find_plain(key, hash, now);
+  if (ref == kNoRef) return nullptr;
+  const Entry entry = shard.at(ref);
+  larder::near::touch(entry.link());
+  view_ = View{};
+  store_.look_at(entry, entry.load_bits(), hash, view_);
+  return &view_;
 }
 
 policy::Refusal Store::Locked::put(std::string_view key, Hash hash, std::string_view value,
@@ -334,28 +423,28 @@ policy::Refusal Store::Locked::put(std::string_view key, Hash hash, std::string_
 bool Store::Locked::erase(std::string_view key, Hash hash) LARDER_NO_ANALYSIS {
   Shard& shard = held(hash);
   shard.bump(hash);
-  Entry* entry = shard.find(key, hash);
-  if (entry == nullptr || entry->cache_id() != 0) return false;
-  const bool was_valid = !shard.is_garbage(entry);
-  shard.remove(entry);
+  const Ref ref = shard.find(key, hash);
+  if (ref == kNoRef || shard.at(ref).cache_id(shard.at(ref).load_bits()) != 0) return false;
+  const bool was_valid = !shard.is_garbage(ref);
+  shard.remove(ref, hash);
   return was_valid;
 }
 
 bool Store::Locked::set_expiry(std::string_view key, Hash hash, TimeUs expiry) LARDER_NO_ANALYSIS {
   Shard& shard = held(hash);
-  Entry* entry = shard.find(key, hash);
-  if (entry == nullptr || entry->cache_id() != 0 || shard.is_garbage(entry)) return false;
-  entry->version = shard.next_version();
-  entry->useless_at = expiry;
-  if (entry->filled != 0) entry->extra().soft_expiry = expiry;
-  return true;
+  const Ref ref = shard.find(key, hash);
+  if (ref == kNoRef || shard.at(ref).cache_id(shard.at(ref).load_bits()) != 0 ||
+      shard.is_garbage(ref))
+    return false;
+  return shard.set_expiry(ref, hash, expiry, expiry);
 }
 
 std::uint64_t Store::Locked::version(std::string_view key, Hash hash,
                                      TimeUs now) LARDER_NO_ANALYSIS {
   Shard& shard = held(hash);
-  const Entry* entry = shard.find_plain(key, hash, now);
-  return entry != nullptr ? entry->version : shard.version(hash);
+  // Eviction raises no version: present and absent differ.
+  const bool present = shard.find_plain(key, hash, now) != kNoRef;
+  return std::uint64_t{shard.version(hash)} << 1 | (present ? 1 : 0);
 }
 
 std::uint64_t Store::Locked::scan(std::uint64_t cursor, unsigned count, TimeUs now,

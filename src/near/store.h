@@ -1,11 +1,13 @@
-// The near tier: entries in this process's memory, bounded in bytes, filled under tickets.
+// The near tier: entries in one block of memory, filled under tickets, read without a lock.
 //
 // With the embedded engine it is also the engine's own storage: plain keys and declared entries are
-// held here, once. Sharded; each shard has one mutex, a chained hash index with versioned buckets,
-// and SIEVE eviction (Zhang et al., NSDI 2024).
+// held here, once. Sharded by hash. Each shard has a region of the arena (arena.h) with an index
+// (index.h), an allocator (heap.h), an eviction policy (eviction.h) and an expiry wheel (expiry.h),
+// all changed under the shard's mutex. A hit takes no mutex and writes nothing shared once the
+// entry's 2-bit counter is saturated: it is pinned (pins.h) for as long as the visitor looks.
 //
-// Thread-safe. Nothing suspends. `capacity_bytes` counts entries as the allocator does, indexes and
-// version slots; not the fixed arrays of tags and partitions (8 bytes a slot).
+// Thread-safe. Nothing suspends. `capacity_bytes` is the size of the arena, and everything is in
+// it: entries, index, ghosts, tags, what waits for its last reader. It is never crossed.
 #pragma once
 
 #include <array>
@@ -15,28 +17,45 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/sync.h"
+#include "near/arena.h"
+#include "near/pins.h"
 #include "policy/fill_rules.h"
 
 namespace larder::near {
 
+// What a miss costs, for the choice of victims: nothing but itself (the best object hit ratio), the
+// bytes to be fetched again (the best byte hit ratio), or the time that the load took.
+enum class Cost : std::uint8_t { one, bytes, load_time };
+
 struct Options {
   std::uint64_t capacity_bytes = 256ULL << 20;
-  unsigned shards = 16;      // a power of two, at most 64
-  unsigned partitions = 64;  // a power of two, at most 1024
-  unsigned version_slots =
-      0;  // a shard: buckets that carry versions, a power of two; 0: by capacity
-  unsigned tag_slots = 1 << 16;  // a power of two
+  unsigned shards = 16;          // a power of two, at most 64
+  unsigned partitions = 64;      // a power of two, at most 1024
+  unsigned tag_slots = 1 << 16;  // a power of two; fewer if they took over a 64th of the capacity
+  unsigned caches = 64;          // declared caches that other processes may read
   bool evict_plain = true;       // false: plain keys are never evicted
-  policy::Rules rules;           // tests only
+  Cost cost = Cost::one;
+  policy::Rules rules;  // tests only
+
+  ArenaShape shape(std::uint64_t fingerprint = 0) const {
+    return {.bytes = capacity_bytes,
+            .shards = shards,
+            .partitions = partitions,
+            .tag_slots = tag_slots,
+            .caches = caches,
+            .fingerprint = fingerprint};
+  }
 };
 
-// What an entry is, beside its key and value. All times in microseconds (base/clock.h).
+// What an entry is, beside its key and value. All times in microseconds (base/clock.h). Spans of
+// over 17 minutes from as_of are kept to the millisecond, over 12 days to the second, rounded down.
 struct Meta {
   std::uint16_t cache_id = 0;  // 0 = plain key; else 1 + index of the declared cache
   bool negative = false;       // "the source has no such row"
@@ -48,13 +67,12 @@ struct Meta {
   TimeUs useless_at = kNever;   // after this it may be dropped
 };
 
-// An entry as seen under the shard's lock; the views are valid only until the visitor returns.
+// An entry as seen under a pin or the shard's lock; valid only until the visitor returns.
 struct View {
   std::string_view key;
   std::string_view value;
-  const Meta& meta;
-  std::uint64_t version;  // of this very value: no two values in this process share one
-  bool is_void;           // invalidated since it was filled; kept for stale-if-error alone
+  Meta meta;
+  bool is_void = false;  // invalidated since it was filled; kept for stale-if-error alone
 };
 
 struct Stats {
@@ -65,23 +83,34 @@ struct Stats {
 };
 
 class Store {
-  struct Entry;
   struct Shard;
 
  public:
+  // Over private memory. Aborts if there is none, or the capacity is too small for the shards: use
+  // Arena::make_private first where that is to be an error.
   explicit Store(const Options& options);
+  // Over an arena of options.shape(). REQUIRES: not Arena::found(), or take_over() comes next.
+  Store(const Options& options, Arena arena);
   ~Store();
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
 
   // ---- the three verbs ----
 
-  // Calls visit(const View&) under the shard's lock if there is an entry that is not useless by
-  // `now`, and marks it as used. Void entries are visited too (View::is_void). True if visited.
-  // Cost: one uncontended mutex, one probe.
+  // Calls visit(const View&) if there is an entry that is not useless by `now`, and counts the hit.
+  // Void entries are visited too (View::is_void). True if visited. The visitor runs under a pin
+  // (in rare cases under the shard's lock): it looks and copies, calls nothing of Store, and never
+  // suspends. Cost: two or three cache lines, no lock, no shared write on a hot key.
   template <class Visit>
   bool lookup(std::string_view key, Hash hash, TimeUs now, Visit&& visit) {
-    return lookup(
+    {
+      const Pin pin;
+      View view;
+      const Found found = pin.held() ? find(key, hash, now, view) : Found::ask_again;
+      if (found == Found::yes) visit(static_cast<const View&>(view));
+      if (found != Found::ask_again) return found == Found::yes;
+    }
+    return lookup_locked(
         key, hash, now,
         [](void* context, const View& view) {
           (*static_cast<std::remove_reference_t<Visit>*>(context))(view);
@@ -126,20 +155,28 @@ class Store {
   std::uint64_t scan(std::uint64_t cursor, unsigned count, TimeUs now,
                      const std::function<void(const View&)>& visit);
 
-  // Drops what is useless by `now` from the next `buckets` index buckets, going round for ever;
-  // returns how many entries went. Amortises expiry of what nobody looks up: call it from a timer,
-  // so that a round takes seconds. Cost: as scan; one shard's lock at a time.
-  std::size_t sweep(TimeUs now, unsigned buckets);
+  struct Expired {
+    std::size_t entries = 0;
+    bool more = false;  // the budget was too small: call again soon
+  };
+  // Drops what is useless by `now`, looking at nothing but up to `buckets` index buckets in which
+  // something ends. To be called several times a second. Cost: about a microsecond a bucket; one
+  // shard's lock at a time, and not for long.
+  Expired expire(TimeUs now, unsigned buckets);
 
-  // Drops every plain key (declared = false) or every declared entry (true), voiding tickets.
+  // Drops every plain key (declared = false) or every declared entry (true), voiding tickets. Cost:
+  // a full pass, one shard's lock at a time.
   void clear(bool declared);
 
   Stats stats() const;
+  // For tests: what is wrong inside, or "". Cost: looks at everything.
+  std::string verify();
   // Entries of one cache (cache_id), or plain keys (0), that are not useless. Cost: a full pass.
   std::uint64_t count(std::uint16_t cache_id, TimeUs now) const;
   std::uint64_t capacity_bytes() const { return options_.capacity_bytes; }
-  // The largest key + value + header that fits.
-  std::uint64_t max_entry_bytes() const { return shard_capacity_ / 8; }
+  // The largest key + value + header that fits: an eighth of a shard, and at most 128 MiB.
+  std::uint64_t max_entry_bytes() const { return max_entry_bytes_; }
+  static std::uint64_t max_entry_bytes(const Options& options);
 
   // ---- plain keys: several at once, atomically ----
 
@@ -162,7 +199,8 @@ class Store {
     // False if absent.
     bool erase(std::string_view key, Hash hash);
     bool set_expiry(std::string_view key, Hash hash, TimeUs expiry);
-    // Changes whenever the key changes: View::version, or that of its bucket if absent. For WATCH.
+    // Changes whenever the key changes, comes or goes; rarely, without need, when another key of
+    // its bucket does. For WATCH.
     std::uint64_t version(std::string_view key, Hash hash, TimeUs now);
 
     // As those of Store, under the locks that are held already. REQUIRES: all shards are locked.
@@ -173,31 +211,41 @@ class Store {
    private:
     Shard& held(Hash hash);
 
+    void lock();
+
     Store& store_;
     std::uint64_t shards_ = 0;  // bit set
-    Meta meta_;
-    std::optional<View> view_;  // refers to meta_
+    bool several_ = false;      // keys: readers must not see one changed and the other not
+    View view_;
   };
 
  private:
-  bool lookup(std::string_view key, Hash hash, TimeUs now, void (*visit)(void*, const View&),
-              void* context);
+  enum class Found : std::uint8_t { yes, no, ask_again };
+
+  // REQUIRES: pinned.
+  Found find(std::string_view key, Hash hash, TimeUs now, View& view) const;
+  bool lookup_locked(std::string_view key, Hash hash, TimeUs now, void (*visit)(void*, const View&),
+                     void* context);
+  unsigned number_of(Hash hash) const { return (hash >> 58) & (options_.shards - 1); }
   Shard& shard_of(Hash hash) const;
-  // The view refers to `meta`, which is filled in.
-  View view_of(const Entry& entry, Meta& meta) const;
-  bool is_void(const Entry& entry) const;
+  void look_at(const Entry& entry, std::uint64_t word, Hash hash, View& view) const;
+  bool is_void(const Entry& entry, Hash hash) const;
+  std::uint32_t tag_slot(Hash tag) const {
+    return static_cast<std::uint32_t>(tag & (tag_stamps_.size() - 1));
+  }
   template <class Step>
   std::uint64_t walk(std::uint64_t cursor, unsigned count, bool locked, Step&& step) const;
   std::uint64_t scan_with(std::uint64_t cursor, unsigned count, TimeUs now, bool locked,
                           const std::function<void(const View&)>& visit) const;
 
   Options options_;
-  std::uint64_t shard_capacity_;
+  Arena arena_;
+  std::uint64_t max_entry_bytes_;
+  std::span<Partition> partitions_;
+  std::span<std::atomic<std::uint64_t>> tag_stamps_;
+  std::atomic<std::uint64_t>& tag_clock_;
   std::vector<std::unique_ptr<Shard>> shards_;
-  std::vector<std::atomic<std::uint64_t>> generations_;
-  std::vector<std::atomic<std::uint64_t>> tag_stamps_;
-  std::atomic<std::uint64_t> tag_clock_{1};
-  std::atomic<std::uint64_t> sweep_cursor_{0};
+  std::atomic<unsigned> expiring_{0};  // the shard that is next
 };
 
 }  // namespace larder::near

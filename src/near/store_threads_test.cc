@@ -41,7 +41,7 @@ TEST(StoreThreads, ValuesAreWholeAndTheBoundHolds) {
         case 2: store.invalidate(hash, key, random.chance(0.5)); break;
         case 3: store.invalidate_tag(random.next()); break;
         case 4: store.touch(key, hash, now); break;
-        case 5: store.sweep(now, 8); break;
+        case 5: store.expire(now, 8); break;
         case 6: store.scan(random.next(), 8, now, verify); break;
         case 7: {
           if (i % 64 == 0) store.reset(static_cast<unsigned>(random.below(8)));

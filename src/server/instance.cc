@@ -8,8 +8,8 @@
 namespace larder::server {
 namespace {
 
-constexpr DurationUs kSweepEvery = 50 * kMillisecond;
-constexpr unsigned kSweepBuckets = 1024;
+constexpr DurationUs kExpireEvery = 50 * kMillisecond;
+constexpr unsigned kExpireBuckets = 256;
 // What a client that does not take its answers may hold up a shutdown.
 constexpr DurationUs kFinishWithin = 3 * kSecond;
 constexpr DurationUs kLookAgain = 10 * kMillisecond;
@@ -196,8 +196,9 @@ void Instance::wait() {
 Task<void> Instance::housekeeping() {
   for (;;) {
     const TimeUs now = monotonic_now_us();
-    near_->sweep(now, kSweepBuckets);
-    const bool stopping = co_await upkeep_.sleep_until(now + kSweepEvery);
+    // When much ends at once, the loop serves others in between.
+    const bool more = near_->expire(now, kExpireBuckets).more;
+    const bool stopping = co_await upkeep_.sleep_until(now + (more ? 0 : kExpireEvery));
     if (stopping) co_return;
   }
 }

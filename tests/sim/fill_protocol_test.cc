@@ -73,7 +73,6 @@ class World {
         store_({.capacity_bytes = 1 << 20,
                 .shards = 1,
                 .partitions = 1,
-                .version_slots = 64,
                 .tag_slots = 64,
                 .rules = config.rules}),
         engine_(store_, {.sources = 1, .tombstone_slots = 64, .rules = config.rules}) {

@@ -71,7 +71,6 @@ class Run {
         store_({.capacity_bytes = 256 << 10,
                 .shards = 2,
                 .partitions = 4,
-                .version_slots = 64,
                 .tag_slots = 64,
                 .rules = scenario.rules}),
         engine_(store_, {.sources = 1, .tombstone_slots = 64, .rules = scenario.rules}),

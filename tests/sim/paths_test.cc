@@ -214,7 +214,7 @@ struct Paths : testing::Test {
   ScriptedSource source;
   obs::Registry metrics;
   near::Store store{
-      {.capacity_bytes = 1 << 20, .shards = 2, .version_slots = 64, .tag_slots = 1024}};
+      {.capacity_bytes = 1 << 20, .shards = 2, .tag_slots = 1024}};
   engine::Embedded engine{store, {.sources = 1, .tombstone_slots = 64}};
   std::optional<Node> node;
 };
