@@ -1,18 +1,23 @@
 // Which entry goes when there is no room: a small FIFO queue in front of a lazily promoted,
-// size-aware main part, and a ghost that remembers what left the small one.
+// size-aware main part, and a ghost that remembers how often what has left was used.
 //
-// - A new entry comes into the small queue, or into the main part if the ghost remembers it.
-// - While the small queue has more than its share, its oldest goes: into the main part if it was
-//   hit since it came, else it is evicted and the ghost remembers it.
-// - The main part is a set of FIFO queues by round(log2(F * cost / weight)), F the frequency. An
-//   entry of queue q has the priority H = L + 2^q, where L is the priority of the last victim when
-//   the entry was put there. The victim is the least H among the queues' oldest; was it hit, then
-//   the hits are added to F and it is put into its queue again.
+// - A new entry comes into the small queue, with the frequency F that the ghost remembers, plus 1.
+// - While the small queue has more than its share, its oldest goes: into the main part if it has
+//   proved itself (F > 1, hits since it came counted), or if it would rank above the main part's
+//   next victim by more than a factor of two; else it is evicted.
+// - The main part is a set of FIFO queues by q = round(log2(F * cost / weight)). An entry has the
+//   priority H = L + 2^q, where L is the priority of the last victim when the entry was put there.
+//   The victim is the least H among the queues' oldest; was it hit, then the hits are added to F
+//   and it is put into its queue again.
+// - What is much heavier than others and would not get into the main part is best not stored at
+//   all, for it would drive out many that are worth more: welcome().
 // - A hit raises a 2-bit counter in the entry: no lock, no list; no write once it is saturated.
 //
 // After S3-FIFO (Yang et al., SOSP 2023) for the small queue and the ghost, GreedyDual-Size-
 // Frequency (Cherkasova, 1998) for H, and CAMP (Ghandeharizadeh et al., Middleware 2014) for the
-// rounding that makes queues of the heap.
+// rounding that makes queues of the heap. That the ghost remembers frequencies of all victims, that
+// weight counts when the small queue is left, and welcome() are what made the difference: what each
+// is worth can be seen with `larder bench trace`.
 //
 // All state is in EvictionState, in the entries' Links and in the ghost: plain data without
 // pointers, which may be shared memory. Not thread-safe, the caller holds the shard's mutex; only
@@ -69,7 +74,7 @@ inline void copy_link(Link& to, Link& from) {
 // What may be chosen by the workload. The defaults are what is good without knowing it.
 struct Tuning {
   std::uint8_t small_percent = 10;  // of the weight: the share of the small queue
-  bool decay = false;               // F is halved whenever an entry is put into its queue again
+  bool promote_all = false;         // from small to main: no proof wanted
 
   friend bool operator==(const Tuning&, const Tuning&) = default;
 };
@@ -97,6 +102,8 @@ struct EvictionState {
   std::uint64_t inflation;                          // L in units of 2^kLeastExponent / 64; wraps
   std::uint64_t capacity;  // the weight of which the small queue has its share
   std::uint64_t small_weight;
+  std::uint64_t main_weight;
+  std::uint64_t remembered;  // by the ghost, in all
   std::uint32_t main_count;
   Tuning tuning;
 };
@@ -134,23 +141,33 @@ class Eviction {
   Eviction(Entries entries, EvictionState& state, Ghost ghost)
       : entries_(entries), state_(state), ghost_(ghost) {}
 
+  // Whether it is worth to evict others for this new entry. If not, it should not be stored; it is
+  // remembered, and welcome when it has come often enough. Only what is 8 times heavier than the
+  // mean is ever refused. Ask when something has to be evicted, before it is.
+  bool welcome(Hash hash, std::uint32_t weight, std::uint32_t cost) {
+    if (std::uint64_t{weight} * kHeavyPart <= state_.small_weight) return true;
+    const Queue& small = state_.queues[kSmallQueue];
+    const std::uint64_t count = std::uint64_t{small.count} + state_.main_count;
+    if (weight / kHeavyTimes * count <= small.weight + state_.main_weight) return true;
+    unsigned steps = 0;
+    const Ref victim = settled(kNoRef, steps);
+    if (victim == kNoRef) return true;
+    const unsigned frequency = ghost_.recall(hash) + 1;
+    if (frequency > Ghost::kMaxFrequency) return true;  // more is not remembered
+    if (main_queue_for(frequency, cost, weight) > main_queue_of(victim)) return true;
+    remember(hash, frequency);
+    return false;
+  }
+
   // A new entry. `hash` as Entries::hash(ref).
   void admit(Ref ref, Hash hash) {
-    Link& link = entries_.link(ref);
-    hits_of(link).store(0, std::memory_order_relaxed);
-    link.frequency = 1;
-    if (ghost_.forget(hash)) {
-      push_main(ref);
-    } else {
-      push(ref, kSmallQueue);
-    }
+    start(ref, ghost_.take(hash) + 1);
+    push(ref, kSmallQueue);
   }
 
   // A new entry that is never evicted.
   void pin(Ref ref) {
-    Link& link = entries_.link(ref);
-    hits_of(link).store(0, std::memory_order_relaxed);
-    link.frequency = 1;
+    start(ref, 1);
     push(ref, kPinnedQueue);
   }
   bool pinned(Ref ref) { return entries_.queue(ref) == kPinnedQueue; }
@@ -162,8 +179,7 @@ class Eviction {
     copy_link(link, entries_.link(old));
     const unsigned queue = entries_.queue(old);
     entries_.set_queue(fresh, queue);
-    state_.queues[queue].weight -= entries_.weight(old);
-    state_.queues[queue].weight += entries_.weight(fresh);
+    add_weight(queue, std::uint64_t{entries_.weight(fresh)} - entries_.weight(old));
     moved(old, fresh);
     touch(link);
   }
@@ -187,7 +203,7 @@ class Eviction {
     const Ref newer = link.newer;
     (newer != kNoRef ? entries_.link(newer).older : queue.newest) = link.older;
     (link.older != kNoRef ? entries_.link(link.older).newer : queue.oldest) = newer;
-    queue.weight -= entries_.weight(ref);
+    add_weight(number, 0 - std::uint64_t{entries_.weight(ref)});
     --queue.count;
     if (number < kMainQueue) return;
     --state_.main_count;
@@ -198,32 +214,22 @@ class Eviction {
   }
 
   // Chooses the victim, never `keep`, and takes it out of its queue. kNoRef: all others are pinned.
-  // Looks at kMaxSteps entries at most; then also one that was hit has to go.
+  // Puts kMaxSteps entries elsewhere at most; then also one that was hit has to go.
   Ref evict(Ref keep = kNoRef) {
     for (unsigned steps = 0;; ++steps) {
-      const bool from_small = small_is_next(keep);
-      const Ref ref = from_small ? oldest(kSmallQueue, keep) : least(keep);
-      if (ref == kNoRef) return kNoRef;
-      if (is_dead(ref)) {
-        remove(ref);
-        return ref;
-      }
+      if (!small_is_next(keep)) return evict_main(keep, steps);
+      const Ref ref = oldest(kSmallQueue, keep);
       Link& link = entries_.link(ref);
-      const unsigned hits = hits_of(link).load(std::memory_order_relaxed);
-      if (hits == 0 || steps >= kMaxSteps) {
-        if (from_small)
-          ghost_.remember(entries_.hash(ref));
-        else
-          state_.inflation = priority_of(ref, entries_.queue(ref) - kMainQueue);
+      const bool dead = is_dead(ref);
+      add_hits(link);
+      if (!dead && steps < kMaxSteps && is_proved(ref, keep, steps)) {
         remove(ref);
-        return ref;
+        push_main(ref);
+        continue;
       }
-      hits_of(link).store(0, std::memory_order_relaxed);
+      if (!dead) remember(entries_.hash(ref), link.frequency);
       remove(ref);
-      unsigned frequency = link.frequency;
-      if (state_.tuning.decay && !from_small) frequency = (frequency + 1) / 2;
-      link.frequency = static_cast<std::uint16_t>(std::min(frequency + hits, 0xffffU));
-      push_main(ref);
+      return ref;
     }
   }
 
@@ -246,10 +252,61 @@ class Eviction {
 
   void tune(const Tuning& tuning) { set_tuning(state_, tuning); }
 
-  static constexpr unsigned kMaxSteps = 256;
+  static constexpr unsigned kMaxSteps = 64;
+  // Heavy is what takes more than 1/16 of the small queue's share and 8 times the mean.
+  static constexpr unsigned kHeavyPart = 16;
+  static constexpr unsigned kHeavyTimes = 8;
 
  private:
   using Queue = EvictionState::Queue;
+
+  void start(Ref ref, unsigned frequency) {
+    Link& link = entries_.link(ref);
+    hits_of(link).store(0, std::memory_order_relaxed);
+    link.frequency = static_cast<std::uint16_t>(frequency);
+  }
+
+  void remember(Hash hash, unsigned frequency) {
+    ghost_.remember(hash, frequency, ++state_.remembered);
+  }
+
+  // Whether there were any.
+  static bool add_hits(Link& link) {
+    const unsigned hits = hits_of(link).load(std::memory_order_relaxed);
+    if (hits == 0) return false;
+    hits_of(link).store(0, std::memory_order_relaxed);
+    link.frequency = static_cast<std::uint16_t>(std::min(link.frequency + hits, 0xffffU));
+    return true;
+  }
+
+  // May an entry of the small queue go into the main part?
+  bool is_proved(Ref ref, Ref keep, unsigned& steps) {
+    if (state_.tuning.promote_all || entries_.link(ref).frequency > 1) return true;
+    const Ref victim = settled(keep, steps);
+    return victim != kNoRef && main_queue_for(ref) > main_queue_of(victim);
+  }
+
+  // The next victim of the main part: those that were hit are put into their queues again.
+  Ref settled(Ref keep, unsigned& steps) {
+    for (;; ++steps) {
+      const Ref ref = least(keep);
+      if (ref == kNoRef || steps >= kMaxSteps || is_dead(ref)) return ref;
+      if (!add_hits(entries_.link(ref))) return ref;
+      remove(ref);
+      push_main(ref);
+    }
+  }
+
+  Ref evict_main(Ref keep, unsigned steps) {
+    const Ref ref = settled(keep, steps);
+    if (ref == kNoRef) return kNoRef;
+    if (!is_dead(ref)) {
+      remember(entries_.hash(ref), entries_.link(ref).frequency);
+      state_.inflation = priority_of(ref, main_queue_of(ref));
+    }
+    remove(ref);
+    return ref;
+  }
 
   bool is_dead(Ref ref) {
     if constexpr (requires { entries_.dead(ref); })
@@ -259,15 +316,22 @@ class Eviction {
   }
 
   // round(log2(F * cost / weight)), as the number of a main queue from 0.
-  unsigned main_queue_of(Ref ref) {
-    const double value = static_cast<double>(entries_.link(ref).frequency) *
-                         static_cast<double>(entries_.cost(ref)) /
-                         static_cast<double>(entries_.weight(ref));
-    constexpr double kSqrt2 = 1.4142135623730951;  // rounds to the nearest power
-    const auto bits = std::bit_cast<std::uint64_t>(value * kSqrt2);
-    const int exponent = static_cast<int>(bits >> 52) - 1023;
+  static unsigned main_queue_for(unsigned frequency, std::uint32_t cost, std::uint32_t weight) {
+    constexpr double kSqrt2 = 1.4142135623730951;  // so that rounding down rounds to the nearest
+    const double value = kSqrt2 * frequency * std::max(cost, 1U) / std::max(weight, 1U);
+    const int exponent = static_cast<int>(std::bit_cast<std::uint64_t>(value) >> 52) - 1023;
     return static_cast<unsigned>(
         std::clamp(exponent - kLeastExponent, 0, static_cast<int>(kMainQueues) - 1));
+  }
+  unsigned main_queue_for(Ref ref) {
+    return main_queue_for(entries_.link(ref).frequency, entries_.cost(ref), entries_.weight(ref));
+  }
+  // Where it is.
+  unsigned main_queue_of(Ref ref) { return entries_.queue(ref) - kMainQueue; }
+
+  void add_weight(unsigned queue, std::uint64_t weight) {  // modulo 2^64: also less
+    state_.queues[queue].weight += weight;
+    if (queue >= kMainQueue) state_.main_weight += weight;
   }
 
   // H of an entry of a main queue, from how long ago its stamp was. Never below L.
@@ -277,7 +341,7 @@ class Eviction {
     return age < 64 ? state_.inflation + (std::uint64_t{64U - age} << main) : state_.inflation;
   }
 
-  void push_main(Ref ref) { push(ref, kMainQueue + main_queue_of(ref)); }
+  void push_main(Ref ref) { push(ref, kMainQueue + main_queue_for(ref)); }
 
   void push(Ref ref, unsigned number) {
     Queue& queue = state_.queues[number];
@@ -287,7 +351,7 @@ class Eviction {
     (queue.newest != kNoRef ? entries_.link(queue.newest).newer : queue.oldest) = ref;
     queue.newest = ref;
     ++queue.count;
-    queue.weight += entries_.weight(ref);
+    add_weight(number, entries_.weight(ref));
     entries_.set_queue(ref, number);
     if (number < kMainQueue) return;
     const unsigned main = number - kMainQueue;

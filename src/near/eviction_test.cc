@@ -71,6 +71,7 @@ class EvictionTest : public testing::Test {
   void check(std::size_t expected_entries) {
     std::size_t entries = 0;
     std::size_t in_main = 0;
+    std::uint64_t main_weight = 0;
     for (unsigned number = 0; number < kQueues; ++number) {
       const EvictionState::Queue& queue = state_.queues[number];
       std::uint64_t weight = 0;
@@ -89,10 +90,12 @@ class EvictionTest : public testing::Test {
       entries += count;
       if (number < kMainQueue) continue;
       in_main += count;
+      main_weight += weight;
       ASSERT_EQ((state_.occupied >> (number - kMainQueue)) & 1, count > 0 ? 1U : 0U);
     }
     ASSERT_EQ(entries, expected_entries);
     ASSERT_EQ(state_.main_count, in_main);
+    ASSERT_EQ(state_.main_weight, main_weight);
   }
 
   std::vector<Slot> slots_;
@@ -117,14 +120,65 @@ TEST_F(EvictionTest, WhatWasHitGoesFromTheSmallQueueToTheMainPart) {
   check(19);
 }
 
-TEST_F(EvictionTest, TheGhostBringsBackIntoTheMainPartOnce) {
+TEST_F(EvictionTest, WhatTheGhostRemembersNeedsNoHit) {
   for (Ref ref = 1; ref <= 20; ++ref) add(ref);
   EXPECT_EQ(policy().evict(), 1U);
   add(1);
+  EXPECT_EQ(slots_[1].link.frequency, 2);
+  for (Ref ref = 2; ref <= 11; ++ref) EXPECT_EQ(policy().evict(), ref);
+  for (Ref ref = 21; ref <= 31; ++ref) add(ref);
+  for (Ref ref = 12; ref <= 20; ++ref) EXPECT_EQ(policy().evict(), ref);
+  EXPECT_EQ(policy().evict(), 21U);
   EXPECT_EQ(main_members(), std::vector<Ref>{1});
+}
+
+TEST_F(EvictionTest, ForgetsWhatItHasBroughtBack) {
+  for (Ref ref = 1; ref <= 20; ++ref) add(ref);
+  EXPECT_EQ(policy().evict(), 1U);
+  add(1);
   policy().remove(1);
-  add(1);  // remove() tells the ghost nothing, and it has forgotten
-  EXPECT_TRUE(main_members().empty());
+  add(1);  // remove() tells the ghost nothing
+  EXPECT_EQ(slots_[1].link.frequency, 1);
+}
+
+TEST_F(EvictionTest, VictimsOfTheMainPartComeBackWithTheirFrequency) {
+  for (Ref ref = 1; ref <= 20; ++ref) {
+    add(ref);
+    hit(ref, 3);
+  }
+  const Ref victim = policy().evict();
+  EXPECT_EQ(victim, 1U);
+  add(1);
+  EXPECT_EQ(slots_[1].link.frequency, 5);
+}
+
+TEST_F(EvictionTest, LightEntriesNeedNoHitWhenTheMainPartIsHeavy) {
+  for (Ref ref = 1; ref <= 5; ++ref) {
+    add(ref, 30);
+    hit(ref);
+  }
+  for (Ref ref = 6; ref <= 17; ++ref) add(ref);
+  EXPECT_EQ(policy().evict(), 1U);
+  EXPECT_EQ(main_members().size(), 6U);
+  EXPECT_EQ(slots_[6].queue, kMainQueue - kLeastExponent);
+}
+
+TEST_F(EvictionTest, HeavyOnesHaveToComeAgainAndAgain) {
+  init_eviction(state_, 4000);
+  for (Ref ref = 1; ref <= 2000; ++ref) {
+    add(ref);
+    hit(ref);
+  }
+  policy().evict();
+  EXPECT_TRUE(policy().welcome(hash_bytes("light", 0), 8, 1)) << "not 8 times the mean";
+  EXPECT_FALSE(policy().welcome(hash_bytes("heavy", 0), 64, 1));
+  EXPECT_TRUE(policy().welcome(hash_bytes("dear", 0), 64, 1000));
+  int times = 1;
+  while (!policy().welcome(hash_bytes("heavy", 0), 64, 1)) ASSERT_LT(++times, 1000);
+  EXPECT_GT(times, 10);
+  times = 1;
+  while (!policy().welcome(hash_bytes("heaviest", 0), 3000, 1)) ASSERT_LT(++times, 1000);
+  EXPECT_GT(times, 20);
 }
 
 TEST_F(EvictionTest, HitsSaturate) {
@@ -199,7 +253,7 @@ TEST_F(EvictionTest, TheEntryToKeepIsNeverTheVictim) {
 
 TEST_F(EvictionTest, ANewBlockTakesTheOldOnesPlace) {
   for (Ref ref = 1; ref <= 20; ++ref) add(ref);
-  make(100, 5);
+  make(100);
   policy().replace(1, 100);
   check(20);
   EXPECT_EQ(members(kSmallQueue).front(), 100U);
@@ -224,7 +278,7 @@ TEST_F(EvictionTest, TheDeadGoWhenItIsTheirTurnHitOrNot) {
   slots_[1].dead = true;
   EXPECT_EQ(policy().evict(), 1U);
   add(1);
-  EXPECT_TRUE(main_members().empty()) << "the ghost remembered it";
+  EXPECT_EQ(slots_[1].link.frequency, 1) << "the ghost remembered it";
 }
 
 TEST_F(EvictionTest, QueuesCanBeMadeAnew) {
@@ -247,8 +301,7 @@ TEST_F(EvictionTest, TheSmallShareIsThatOfTheTuning) {
     add(ref);
     hit(ref);
   }
-  add(91);
-  EXPECT_NE(policy().evict(), 91U);
+  for (int i = 0; i < 3; ++i) policy().evict();
   EXPECT_EQ(members(kSmallQueue).size(), 10U);
   Tuning tuning;
   tuning.small_percent = 5;
@@ -267,7 +320,6 @@ TEST_F(EvictionTest, AnEvictionLooksAtABoundedNumberOfEntries) {
 }
 
 TEST_F(EvictionTest, ExtremeWeightsAndCostsHaveAQueue) {
-  init_eviction(state_, ~std::uint64_t{0});
   Ref ref = 0;
   for (const std::uint32_t weight : {1U, 2U, 1U << 27, ~0U})
     for (const std::uint32_t cost : {1U, 1000U, ~0U}) {
@@ -324,7 +376,9 @@ TEST_F(EvictionTest, RandomUseKeepsItsInvariants) {
       take_out(old);
     } else if (choice < 72) {
       policy().tune({.small_percent = static_cast<std::uint8_t>(random.below(101)),
-                     .decay = random.below(2) == 0});
+                     .promote_all = random.below(2) == 0});
+    } else if (choice < 75) {
+      policy().welcome(mix64(random.below(500)), static_cast<std::uint32_t>(random.below(500)), 1);
     } else {
       const Ref keep = random.below(2) == 0 ? any() : kNoRef;
       const Ref victim = policy().evict(keep);
@@ -357,35 +411,79 @@ TEST(Ghost, RemembersAboutAsManyAsItHasRoomFor) {
   std::vector<GhostRow> rows(Ghost::rows_for(3100));
   EXPECT_EQ(rows.size(), 100U);
   Ghost ghost(rows);
-  for (std::uint64_t i = 0; i < 10000; ++i) ghost.remember(mix64(i));
+  for (std::uint64_t i = 0; i < 10000; ++i) ghost.remember(mix64(i), 1, i);
   unsigned recent = 0;
-  for (std::uint64_t i = 8000; i < 10000; ++i) recent += ghost.forget(mix64(i)) ? 1 : 0;
+  for (std::uint64_t i = 8000; i < 10000; ++i) recent += ghost.take(mix64(i));
   EXPECT_GT(recent, 1900U);
   unsigned old = 0;
-  for (std::uint64_t i = 0; i < 4000; ++i) old += ghost.forget(mix64(i)) ? 1 : 0;
-  EXPECT_LT(old, 40U);
+  for (std::uint64_t i = 0; i < 4000; ++i) old += ghost.take(mix64(i));
+  EXPECT_LT(old, 100U);
 }
 
-TEST(Ghost, ForgetsWhatItWasAskedFor) {
+TEST(Ghost, TakesOnce) {
   std::vector<GhostRow> rows(1);
   Ghost ghost(rows);
-  ghost.remember(5);
-  EXPECT_TRUE(ghost.forget(5));
-  EXPECT_FALSE(ghost.forget(5));
+  ghost.remember(5, 4, 1);
+  EXPECT_EQ(ghost.recall(5), 4U);
+  EXPECT_EQ(ghost.recall(6), 0U);
+  EXPECT_EQ(ghost.take(5), 4U);
+  EXPECT_EQ(ghost.take(5), 0U);
+  EXPECT_EQ(ghost.recall(5), 0U);
+}
+
+TEST(Ghost, RemembersOneKeyOnce) {
+  std::vector<GhostRow> rows(1);
+  Ghost ghost(rows);
+  ghost.remember(5, 1, 1);
+  ghost.remember(5, 64, 1);
+  EXPECT_EQ(ghost.take(5), 64U);
+  EXPECT_EQ(ghost.take(5), 0U);
+}
+
+TEST(Ghost, FrequenciesAreRightInTheMean) {
+  std::vector<GhostRow> rows(100);
+  for (const unsigned frequency : {1U, 2U, 3U, 5U, 11U, 100U, 128U}) {
+    Ghost ghost(rows);
+    double sum = 0;
+    for (std::uint64_t i = 0; i < 20000; ++i) {
+      ghost.remember(mix64(i), frequency, i);
+      sum += ghost.take(mix64(i));
+    }
+    EXPECT_NEAR(sum / 20000, frequency, frequency * 0.02);
+  }
+  Ghost ghost(rows);
+  ghost.remember(1, 60000, 1);
+  EXPECT_EQ(ghost.take(1), Ghost::kMaxFrequency);
+}
+
+TEST(Ghost, OneHitWondersDoNotWashOutTheRest) {
+  std::vector<GhostRow> rows(100);
+  Ghost ghost(rows);
+  for (std::uint64_t i = 0; i < 300; ++i) ghost.remember(mix64(i), 16, i);
+  for (std::uint64_t i = 1000; i < 7000; ++i) ghost.remember(mix64(i), 1, i);
+  unsigned left = 0;
+  for (std::uint64_t i = 0; i < 300; ++i) left += ghost.recall(mix64(i)) > 0 ? 1 : 0;
+  EXPECT_GT(left, 250U);
+  for (std::uint64_t i = 10000; i < 40000; ++i) ghost.remember(mix64(i), 1, i);
+  left = 0;
+  for (std::uint64_t i = 0; i < 300; ++i) left += ghost.recall(mix64(i)) > 0 ? 1 : 0;
+  EXPECT_LT(left, 10U);
 }
 
 TEST(Ghost, WithoutMemoryItRemembersNothing) {
   Ghost ghost;
-  ghost.remember(5);
-  EXPECT_FALSE(ghost.forget(5));
+  ghost.remember(5, 1, 1);
+  EXPECT_EQ(ghost.recall(5), 0U);
+  EXPECT_EQ(ghost.take(5), 0U);
 }
 
 TEST(Ghost, IsNotConfusedByGarbage) {
   std::vector<GhostRow> rows(1);
+  rows[0].prints.fill(0xffff);
   rows[0].next = 0xffff;
   Ghost ghost(rows);
-  ghost.remember(5);
-  EXPECT_TRUE(ghost.forget(5));
+  ghost.remember(5, 1, 1);
+  EXPECT_EQ(ghost.take(5), 1U);
   EXPECT_LT(rows[0].next, GhostRow::kWays);
 }
 
