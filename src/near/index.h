@@ -52,7 +52,7 @@ struct Timer {
 
 class Index {
  public:
-  static constexpr unsigned kLoad = 8;  // entries a bucket beyond which it grows
+  static constexpr unsigned kLoad = 9;  // entries a bucket beyond which it grows
 
   Index(char* base, IndexState& state, std::atomic<Ref>* directory)
       : base_(base), state_(&state), directory_(directory) {}

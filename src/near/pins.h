@@ -14,10 +14,45 @@
 
 namespace larder::near {
 
+namespace pins {
+
+struct alignas(64) Slot {
+  std::atomic<std::uint64_t> epoch{0};  // 0: not reading
+  std::atomic<bool> taken{false};
+};
+
+// This thread's slot; null until its first pin, and if there are none left.
+struct Here {
+  Slot* slot = nullptr;
+  unsigned depth = 0;
+  bool asked = false;
+};
+// Without a destructor, so that reading it costs nothing.
+extern constinit thread_local Here here;
+extern constinit std::atomic<std::uint64_t> epoch;
+extern bool has_membarrier;
+
+Slot* take_slot();
+
+}  // namespace pins
+
 class Pin {
  public:
-  Pin();
-  ~Pin();
+  Pin() : slot_(pins::here.slot) {
+    if (slot_ == nullptr && (slot_ = pins::take_slot()) == nullptr) return;
+    if (pins::here.depth++ > 0) return;
+    const std::uint64_t now = pins::epoch.load(std::memory_order_acquire);
+    if (pins::has_membarrier) {
+      slot_->epoch.store(now, std::memory_order_release);
+      std::atomic_signal_fence(std::memory_order_seq_cst);
+    } else {
+      slot_->epoch.exchange(now, std::memory_order_seq_cst);
+    }
+  }
+  ~Pin() {
+    if (slot_ == nullptr || --pins::here.depth > 0) return;
+    slot_->epoch.store(0, std::memory_order_release);
+  }
   Pin(const Pin&) = delete;
   Pin& operator=(const Pin&) = delete;
 
@@ -25,14 +60,14 @@ class Pin {
   bool held() const { return slot_ != nullptr; }
 
   // Does this thread hold a pin at this moment? Then it must not wait for reclaimable().
-  static bool held_here();
+  static bool held_here() { return pins::here.depth > 0; }
 
  private:
-  std::atomic<std::uint64_t>* slot_;
+  pins::Slot* slot_;
 };
 
 // What is taken out of the index from now on has at least this epoch.
-std::uint64_t epoch_now();
+inline std::uint64_t epoch_now() { return pins::epoch.load(std::memory_order_seq_cst); }
 
 // Begins a new epoch and returns the earliest that a pinned reader may be in: what was taken out in
 // an epoch before it is seen by nobody. Cost: a system call and one line a reading thread.

@@ -16,6 +16,7 @@ constexpr unsigned kSplitsAtOnce = 2;        // buckets an insertion adds at mos
 constexpr std::uint32_t kSlackShare = 32;    // free but scattered: 1/32 of a shard, then compaction
 constexpr std::uint32_t kBatchShare = 256;   // evicted ahead at once: 1/256 of a shard
 constexpr std::uint32_t kBatchEntries = 32;  // and at most so many of the size asked for
+constexpr std::uint32_t kLimboShare = 512;   // 1/512 of a shard may wait without need
 constexpr unsigned kWindows = 8;             // places that compaction looks at
 
 }  // namespace
@@ -158,6 +159,7 @@ policy::Refusal Store::Shard::install(const New& item) {
   }
   write(block, item);
   link_in(block, old, spare, item);
+  if (limbo_units_ > owned_bytes / kGranule / kLimboShare) reclaim();
   return policy::Refusal::none;
 }
 
