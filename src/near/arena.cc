@@ -17,8 +17,6 @@ namespace {
 
 constexpr std::uint64_t kLine = 64;
 constexpr std::uint64_t kHugePage = 2 << 20;
-constexpr std::uint64_t kLeastEntryBytes = 24;
-constexpr std::uint64_t kGhostShare = 85;  // one 85th of a shard: 1.2 %
 
 constexpr std::uint64_t up(std::uint64_t bytes, std::uint64_t unit) {
   return (bytes + unit - 1) / unit * unit;
@@ -60,56 +58,6 @@ void advise_huge(char* base, std::uint64_t bytes) {
 }
 
 }  // namespace
-
-std::uint64_t checksum_of(const ArenaHeader::Fixed& fixed) {
-  return hash_bytes({reinterpret_cast<const char*>(&fixed), sizeof fixed}, ArenaHeader::kMagic);
-}
-
-bool is_shared_name(std::string_view name) {
-  constexpr std::string_view kAllowed =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
-  return !name.empty() && name.size() <= 100 &&
-         name.find_first_not_of(kAllowed) == std::string_view::npos;
-}
-
-std::string shared_object(std::string_view name) { return fmt::format("/larder-{}", name); }
-
-Result<ArenaLayout> ArenaLayout::of(const ArenaHeader::Fixed& fixed) {
-  const auto refuse = [&](std::string_view why) {
-    return std::unexpected(Error{ErrorCode::config, fmt::format("near tier: {}", why), {}});
-  };
-  const auto is_power = [](std::uint32_t n, std::uint32_t most) {
-    return std::has_single_bit(n) && n <= most;
-  };
-  if (!is_power(fixed.shards, 64)) return refuse("shards must be a power of two up to 64");
-  if (!is_power(fixed.partitions, 1024))
-    return refuse("partitions must be a power of two up to 1024");
-  if (!is_power(fixed.tag_slots, 1U << 24) || fixed.caches > 65535)
-    return refuse("too many tags or caches");
-  ArenaLayout layout;
-  layout.caches_at = up(sizeof(ArenaHeader), kLine);
-  layout.partitions_at = layout.caches_at + up(fixed.caches * sizeof(CacheSlot), kLine);
-  layout.tags_at = layout.partitions_at + up(fixed.partitions * sizeof(Partition), kLine);
-  layout.shards_at = layout.tags_at + up(fixed.tag_slots * 8ULL, kLine);
-  const std::uint64_t shard = fixed.shard_bytes;
-  layout.segment_shift = static_cast<std::uint32_t>(
-      std::clamp<int>(static_cast<int>(std::bit_width(shard >> 16)), 2, 6));
-  const std::uint64_t segment_entries = std::uint64_t{Index::kLoad} << layout.segment_shift;
-  layout.max_segments = static_cast<std::uint32_t>(
-      std::min<std::uint64_t>(shard / kLeastEntryBytes / segment_entries + 1, 1U << 25));
-  layout.directory_at = up(sizeof(ShardState), kLine);
-  layout.ghost_at = layout.directory_at + up(layout.max_segments * 4ULL, kLine);
-  layout.ghost_rows = shard / kGhostShare / sizeof(GhostRow);
-  layout.heap_at = layout.ghost_at + layout.ghost_rows * sizeof(GhostRow);
-  constexpr std::uint64_t kLeastHeap = 4096;
-  if (shard % kLine != 0 || shard < layout.heap_at + kLeastHeap)
-    return refuse(fmt::format("{} bytes are too few for {} shards: raise [near] capacity",
-                              fixed.bytes, fixed.shards));
-  if (shard / kGranule > UINT32_MAX - 64)
-    return refuse("a shard has at most 32 GiB: lower [near] capacity");
-  if (layout.shards_at + fixed.shards * shard > fixed.bytes) return refuse("sizes do not add up");
-  return layout;
-}
 
 Result<Arena> Arena::make_private(const ArenaShape& shape) {
   const ArenaHeader::Fixed fixed = fixed_of(shape);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -46,17 +47,66 @@ inline void store_bytes(char* to, const char* from, std::size_t size) {
   for (; size > 0; --size) store_word<char>(to++, *from++);
 }
 
+// Calls each(word, count) for the bytes at `from`, eight at once and then the rest, in the low
+// bytes of `word`, until it returns false. Reads whole aligned words, none without one of the
+// bytes.
+template <class Each>
+bool each_word(const char* from, std::size_t size, Each&& each) {
+  static_assert(std::endian::native == std::endian::little);
+  constexpr std::size_t kWord = sizeof(std::uint64_t);
+  if (size == 0) return true;
+  const std::size_t skew = reinterpret_cast<std::uintptr_t>(from) % kWord;
+  const char* at = from - skew;
+  if (skew == 0) {
+    for (; size >= kWord; size -= kWord, at += kWord)
+      if (!each(load_word<std::uint64_t>(at), kWord)) return false;
+    return size == 0 || each(load_word<std::uint64_t>(at), size);
+  }
+  const auto shift = static_cast<unsigned>(skew * 8);
+  auto low = load_word<std::uint64_t>(at);
+  for (; size >= kWord; size -= kWord) {
+    at += kWord;
+    const auto high = load_word<std::uint64_t>(at);
+    if (!each(low >> shift | high << (64 - shift), kWord)) return false;
+    low = high;
+  }
+  if (size == 0) return true;
+  low >>= shift;
+  if (skew + size > kWord) low |= load_word<std::uint64_t>(at + kWord) << (64 - shift);
+  return each(low, size);
+}
+
 // From shared memory into private memory.
 inline void load_bytes(char* to, const char* from, std::size_t size) {
-  for (std::size_t head = std::min(bytes_to_word(from), size); head > 0; --head, --size)
-    *to++ = load_word<char>(from++);
-  for (; size >= sizeof(std::uint64_t); size -= sizeof(std::uint64_t)) {
-    const auto word = load_word<std::uint64_t>(from);
-    std::memcpy(to, &word, sizeof word);
-    to += sizeof word;
-    from += sizeof word;
-  }
-  for (; size > 0; --size) *to++ = load_word<char>(from++);
+  each_word(from, size, [&to](std::uint64_t word, std::size_t count) {
+    if (count == sizeof word) {
+      std::memcpy(to, &word, sizeof word);
+      to += sizeof word;
+      return true;
+    }
+    for (std::size_t half = sizeof word / 2; half > 0; half /= 2) {
+      if ((count & half) == 0) continue;
+      std::memcpy(to, &word, half);
+      to += half;
+      word >>= half * 8;
+    }
+    return true;
+  });
+}
+
+// Are the bytes at `shared` those at `key`, in private memory?
+inline bool equal_bytes(const char* shared, const char* key, std::size_t size) {
+  return each_word(shared, size, [&key](std::uint64_t word, std::size_t count) {
+    std::uint64_t wanted = 0;
+    if (count == sizeof word) {
+      std::memcpy(&wanted, key, sizeof wanted);
+      key += sizeof wanted;
+      return word == wanted;
+    }
+    for (std::size_t i = 0; i < count; ++i)
+      wanted |= std::uint64_t{static_cast<unsigned char>(key[i])} << (8 * i);
+    return (word & ((std::uint64_t{1} << (8 * count)) - 1)) == wanted;
+  });
 }
 
 }  // namespace larder::near

@@ -1,0 +1,299 @@
+#include "near/reader.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+
+#include "near/words.h"
+#include "policy/fill_rules.h"
+
+namespace larder::near {
+namespace {
+
+constexpr TimeUs kFarTime = TimeUs{1} << 57;  // beyond what entries can say
+// The coarse clock is a few milliseconds behind, more if the host is short of processors. What is
+// fine by this much more is fine; else the exact clock is asked, which costs ten times as much.
+constexpr DurationUs kCoarseSlack = 250 * kMillisecond;
+constexpr unsigned kPause = 32;
+
+TimeUs steady_us(clockid_t clock) {
+  timespec now{};
+  clock_gettime(clock, &now);
+  return TimeUs{now.tv_sec} * kSecond + now.tv_nsec / 1000;
+}
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A bit in each byte that is equal; perhaps in one above such a byte, too.
+std::uint64_t equal_tags(std::uint64_t tags, std::uint64_t wanted) {
+  const std::uint64_t different = tags ^ wanted;
+  return (different - 0x0101010101010101ULL) & ~different & 0x8080808080808080ULL;
+}
+
+Entry entry_at(const char* block) { return Entry(const_cast<char*>(block)); }
+
+const std::atomic<std::uint64_t>& control_of(const char* bucket) {
+  return *reinterpret_cast<const std::atomic<std::uint64_t>*>(bucket);
+}
+
+// A bucket's words, at whatever multiple of eight it begins.
+constexpr std::size_t kTags = offsetof(Bucket, tags);
+constexpr std::size_t kRest = offsetof(Bucket, rest);
+constexpr std::size_t kRefs = offsetof(Bucket, refs);
+static_assert(offsetof(Bucket, control) == 0);
+
+}  // namespace
+
+std::expected<Reader, Reader::Unfit> Reader::over(std::span<const char> memory,
+                                                  const ReaderRules& rules) {
+  if (memory.size() < sizeof(ArenaHeader)) return std::unexpected(Unfit::being_made);
+  const auto& header = *reinterpret_cast<const ArenaHeader*>(memory.data());
+  const std::uint64_t instance = header.instance.load(std::memory_order_acquire);
+  ArenaHeader::Fixed fixed{};
+  load_bytes(reinterpret_cast<char*>(&fixed), memory.data() + offsetof(ArenaHeader, fixed),
+             sizeof fixed);
+  const auto checksum = load_word<std::uint64_t>(memory.data() + offsetof(ArenaHeader, checksum));
+  // A node that takes over an earlier life's arena writes its header anew.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  if (header.state.load(std::memory_order_relaxed) == ArenaHeader::State::building ||
+      header.instance.load(std::memory_order_relaxed) != instance)
+    return std::unexpected(Unfit::being_made);
+  if (fixed.magic != ArenaHeader::kMagic) return std::unexpected(Unfit::corrupt);
+  if (fixed.layout != ArenaHeader::kLayout) return std::unexpected(Unfit::other_version);
+  if (checksum != checksum_of(fixed)) return std::unexpected(Unfit::corrupt);
+  const auto layout = ArenaLayout::of(fixed);
+  if (!layout || fixed.bytes > memory.size()) return std::unexpected(Unfit::corrupt);
+  return Reader(memory.data(), fixed, *layout, instance, rules);
+}
+
+// ---- time ----
+
+// Anything may stand in the arena: the clamps keep later sums from overflowing.
+TimeUs Reader::node_time(TimeUs steady) const {
+  if (rules_.now != 0) return rules_.now;
+  const TimeUs anchor = header().clock_anchor_us.load(std::memory_order_relaxed);
+  return std::clamp<TimeUs>(std::clamp(anchor, -kFarTime, kFarTime) + steady, 0, kFarTime);
+}
+
+TimeUs Reader::now() const { return node_time(steady_us(CLOCK_MONOTONIC)); }
+
+DurationUs Reader::lease_left() const {
+  TimeUs until = kFarTime;
+  for (std::uint32_t i = 0; i < fixed_.partitions; ++i)
+    until =
+        std::min(until, partition_of(Hash{i} << 48).valid_until.load(std::memory_order_acquire));
+  return std::max(until, TimeUs{0}) - now();
+}
+
+Answer Reader::judge(const Terms* terms, TimeUs valid_until) const {
+  const auto at = [&](TimeUs now) {
+    if (valid_until < now) return Answer::node_down;
+    if (terms == nullptr || !terms->answerable) return Answer::miss;
+    const policy::Freshness freshness = policy::decide({.now = now,
+                                                        .as_of = terms->as_of,
+                                                        .soft_expiry = terms->soft_expiry,
+                                                        .heartbeat = terms->heartbeat},
+                                                       {.bound_us = terms->bound});
+    return freshness == policy::Freshness::fresh ? Answer::found : Answer::miss;
+  };
+  // Time only ever takes away: what will be answered later is answered now.
+  const Answer later = at(node_time(steady_us(CLOCK_MONOTONIC_COARSE) + kCoarseSlack));
+  if (later == Answer::found || (later == Answer::miss && (terms == nullptr || !terms->answerable)))
+    return later;
+  return at(now());
+}
+
+// ---- looking ----
+
+// The bucket, or null if its place cannot be.
+const char* Reader::bucket_at(const char* shard, std::uint32_t number) const {
+  const auto* const directory =
+      reinterpret_cast<const std::atomic<Ref>*>(shard + layout_.directory_at);
+  const Ref segment = directory[number >> layout_.segment_shift].load(std::memory_order_acquire);
+  const std::uint32_t mask = (1U << layout_.segment_shift) - 1;
+  const std::uint64_t at =
+      std::uint64_t{segment} * kGranule + (number & mask) * std::uint64_t{sizeof(Bucket)};
+  return segment != kNoRef && within(at, sizeof(Bucket)) ? shard + at : nullptr;
+}
+
+// Does this entry bear the key? Sets `look` if it does, or if the entry cannot be.
+bool Reader::look_at(std::string_view key, const char* shard, Ref ref, Look& look) const {
+  const std::uint64_t at = std::uint64_t{ref} * kGranule;
+  if (at < layout_.heap_at || !within(at, kMinBlockUnits * kGranule)) return look.malformed = true;
+  const Entry entry = entry_at(shard + at);
+  const std::uint64_t word = entry.load_bits();
+  if (Entry::key_size(word) != key.size()) return false;
+  std::uint64_t tags = 0;
+  if (Entry::is_filled(word)) {
+    if (!within(at, Entry::kFilledText)) return look.malformed = true;
+    tags = entry.tag_count(word);
+  }
+  const std::uint64_t text = Entry::is_filled(word)         ? Entry::tags_offset(tags)
+                             : (word & bits::kExpires) != 0 ? Entry::kExpiringText
+                                                            : Entry::kPlainText;
+  if (!within(at, text + key.size() + Entry::value_size(word))) return look.malformed = true;
+  if (!equal_bytes(shard + at + text, key.data(), key.size())) return false;
+  look = {.at = at, .word = word, .text = text, .tags = tags};
+  return true;
+}
+
+Reader::Look Reader::look_for(std::string_view key, Hash hash, const char* shard,
+                              const char* home) const {
+  Look look;
+  const std::uint64_t wanted = 0x0101010101010101ULL * Index::tag_of(hash);
+  const char* bucket = home;
+  for (unsigned length = 0; length < kMaxChain; ++length) {
+    const auto rest = load_word<std::uint64_t>(bucket + kRest);
+    const auto try_slots = [&](std::uint64_t match, unsigned first) {
+      for (; match != 0; match &= match - 1) {
+        const unsigned slot = first + static_cast<unsigned>(std::countr_zero(match)) / 8;
+        const auto ref = load_word<Ref>(bucket + kRefs + slot * sizeof(Ref));
+        if (ref != kNoRef && look_at(key, shard, ref, look)) return true;
+      }
+      return false;
+    };
+    if (try_slots(equal_tags(load_word<std::uint64_t>(bucket + kTags), wanted), 0) ||
+        try_slots(equal_tags(rest, wanted) & 0x8080, 8))
+      return look;
+    const auto next = static_cast<Ref>(rest >> 32);
+    if (next == kNoRef) return look;
+    const std::uint64_t at = std::uint64_t{next} * kGranule + Index::kOverflowOffset;
+    if (!within(at, sizeof(Bucket))) {
+      look.malformed = true;
+      return look;
+    }
+    bucket = shard + at;
+  }
+  return look;  // such a chain is not worth the walk: a miss
+}
+
+// ---- what may be answered ----
+
+bool Reader::tags_are_void(const Look& look, const char* block, std::uint32_t generation) const {
+  const Entry entry = entry_at(block);
+  const auto* const stamps =
+      reinterpret_cast<const std::atomic<std::uint64_t>*>(base_ + layout_.tags_at);
+  std::array<std::uint64_t, 255> seen;  // NOLINT: only what is written is read
+  for (std::uint64_t i = 0; i < look.tags; ++i) {
+    const std::uint32_t slot = entry.tag_slot(i) & (fixed_.tag_slots - 1);
+    seen[i] = stamps[slot].load(std::memory_order_acquire);
+  }
+  return policy::is_void(entry.generation(), look.tags > 0 ? entry.stamp() : 0, generation,
+                         std::span(seen.data(), look.tags));
+}
+
+// As Store::look_at and Store::is_void, out of the arena alone.
+Reader::Terms Reader::terms_of(const Look& look, const char* block, Hash hash) const {
+  Terms terms;
+  const Entry entry = entry_at(block);
+  if ((look.word & bits::kVoided) != 0) return terms;
+  if (!Entry::is_filled(look.word)) {
+    terms.answerable = true;
+    terms.soft_expiry = entry.useless_at(look.word);
+    return terms;
+  }
+  const auto generation =
+      static_cast<std::uint32_t>(partition_of(hash).generation.load(std::memory_order_acquire));
+  if (tags_are_void(look, block, generation)) return terms;
+  terms.as_of = entry.as_of();
+  terms.soft_expiry = Entry::soft_expiry_of(terms.as_of, entry.life());
+  if (const std::uint16_t cache = entry.filled_cache_id(); cache != 0) {
+    if (cache > fixed_.caches) return terms;
+    const CacheSlot& slot =
+        reinterpret_cast<const CacheSlot*>(base_ + layout_.caches_at)[cache - 1];
+    if (slot.readable.load(std::memory_order_acquire) == 0) return terms;
+    terms.bound = std::clamp<DurationUs>(slot.bound.load(std::memory_order_acquire), 0, kFarTime);
+    terms.heartbeat = slot.heartbeat.load(std::memory_order_acquire);
+  }
+  terms.answerable = true;
+  return terms;
+}
+
+// ---- the read ----
+
+bool Reader::same_life() const {
+  return instance_now() == instance_ && state() == ArenaHeader::State::serving;
+}
+
+bool Reader::holds(const Proof& proof) const {
+  // Nothing that was read before this is read after it.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return proof.control->load(std::memory_order_relaxed) == proof.control_was &&
+         proof.buckets->load(std::memory_order_relaxed) == proof.buckets_were && same_life();
+}
+
+// False: something moved, try again.
+bool Reader::try_get(std::string_view key, char* buffer, std::size_t capacity, Read& read) const {
+  if (!same_life()) {
+    read.answer = state() == ArenaHeader::State::serving ? Answer::restarted : Answer::node_down;
+    return true;
+  }
+  const TimeUs valid_until = partition_of(read.hash).valid_until.load(std::memory_order_acquire);
+  const char* const shard = shard_of(read.hash);
+  const auto& shard_state = *reinterpret_cast<const ShardState*>(shard);
+  if (shard_state.exclusive.load(std::memory_order_acquire) != 0) return false;
+  const std::uint32_t buckets = shard_state.index.buckets.load(std::memory_order_acquire);
+  const char* home = nullptr;
+  if (buckets > 0 && buckets <= std::uint64_t{layout_.max_segments} << layout_.segment_shift)
+    home = bucket_at(shard, Index::address(read.hash, buckets));
+  if (home == nullptr) {
+    read.answer = Answer::corrupt;
+    return same_life() && shard_state.index.buckets.load(std::memory_order_acquire) == buckets;
+  }
+  const std::atomic<std::uint64_t>& control = control_of(home);
+  const Proof proof{.control = &control,
+                    .control_was = control.load(std::memory_order_acquire),
+                    .buckets = &shard_state.index.buckets,
+                    .buckets_were = buckets};
+  if (rules_.validate && (proof.control_was & 1) != 0) return false;
+
+  const Look look = look_for(key, read.hash, shard, home);
+  Terms terms;
+  std::size_t size = 0;
+  bool counts = false;
+  if (look.at != 0 && !look.malformed) {
+    const char* const block = shard + look.at;
+    terms = terms_of(look, block, read.hash);
+    size = Entry::value_size(look.word);
+    if (terms.answerable && size <= capacity)
+      load_bytes(buffer, block + look.text + key.size(), size);
+    counts =
+        load_word<std::uint8_t>(block + offsetof(Link, hits) + sizeof(std::uint64_t)) < kMaxHits;
+  }
+  if (rules_.validate && !holds(proof)) return false;
+
+  if (look.malformed) {
+    read.answer = Answer::corrupt;
+    return true;
+  }
+  read.answer = judge(look.at != 0 ? &terms : nullptr, valid_until);
+  if (read.answer != Answer::found) return true;
+  read.counts = counts;
+  if ((look.word & bits::kNegative) != 0) {
+    read.answer = Answer::absent;
+    return true;
+  }
+  read.size = size;
+  if (size > capacity) read.answer = Answer::too_small;
+  return true;
+}
+
+Reader::Read Reader::get(std::string_view key, char* buffer, std::size_t capacity) const {
+  Read read{.hash = hash_bytes(key, fixed_.hash_seed)};
+  for (unsigned attempt = 0; attempt < kAttempts; ++attempt) {
+    if (try_get(key, buffer, capacity, read)) return read;
+    for (unsigned i = 0; i < kPause << std::min(attempt, 3U); ++i) relax();
+  }
+  read.answer = judge(nullptr, partition_of(read.hash).valid_until.load(std::memory_order_acquire));
+  return read;
+}
+
+}  // namespace larder::near
