@@ -39,8 +39,8 @@ OPERATIONS = {
     "get_or_load": "get or load",
     "insert": "insert",
 }
+OF_THIS_PLACE = ("executable", "host_name", "library_build_type")
 PERCENTILES = {"p50_ns": "p50", "p99_ns": "p99", "p999_ns": "p99.9"}
-MEMORY = (1_000_000, 128)  # entries and bytes of value where bytes an entry are measured
 
 
 class Plan:
@@ -49,9 +49,10 @@ class Plan:
     def __init__(self, quick):
         self.quick = quick
         self.cases = [(100_000, 128)] if quick else [(100_000, 128), (1_000_000, 128), (100_000, 1024)]
-        self.seconds = 0.1 if quick else 0.3
-        self.jit_seconds = 0.8 if quick else 1.5
-        self.repetitions = 3
+        self.memory = (250_000 if quick else 1_000_000, 128)
+        self.seconds = 0.08 if quick else 0.2
+        self.jit_seconds = 0.6 if quick else 1.5
+        self.repetitions = 3 if quick else 2  # a round
         self.rounds = 1 if quick else 2
         self.threads = (1, 2)
 
@@ -114,7 +115,7 @@ class Bench:
             return
         if language == "cc":
             answer = json.loads(done.stdout)
-            self.context = answer["context"]
+            self.context = {k: v for k, v in answer["context"].items() if k not in OF_THIS_PLACE}
             found = [r for r in answer["benchmarks"] if r["run_type"] == "iteration"]
         else:
             found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -144,7 +145,7 @@ class Bench:
                     for name in order:
                         self.run(name, entries, value_bytes, count, ",".join(OPERATIONS), folder)
         for name in self.names:
-            self.run(name, *MEMORY, 1, "memory", folder)
+            self.run(name, *self.plan.memory, 1, "memory", folder)
 
 
 def children_seconds():
@@ -171,6 +172,9 @@ class Results:
     def cases(self):
         return sorted({key[2:5] for key in self.samples if key[0] != "memory"})
 
+    def memory_case(self):
+        return next((key[2:5] for key in self.samples if key[0] == "memory"), (0, 0, 1))
+
 
 def label_of(name, versions):
     version = versions.get(name)
@@ -184,9 +188,9 @@ def case_text(case):
 
 def print_operations(results, names, labels, case):
     print(f"\n{case_text(case)}: million operations a second (Larder's by theirs)")
-    print(f"{'':34}" + "".join(f"{title:>18}" for title in OPERATIONS.values()))
+    print(f"{'':37}" + "".join(f"{title:>18}" for title in OPERATIONS.values()))
     for name in names:
-        line = f"{labels[name]:34}"
+        line = f"{labels[name]:37}"
         for operation in OPERATIONS:
             value = results.get(operation, name, case)
             ours = results.get(operation, "larder", case)
@@ -202,9 +206,9 @@ def print_operations(results, names, labels, case):
 def print_latencies(results, names, labels, case):
     print(f"\n{case_text(case)}: nanoseconds, p50 / p99 / p99.9; share of hits in get or load")
     wanted = ("get_view", "get_zipf", "get_or_load", "insert")
-    print(f"{'':34}" + "".join(f"{OPERATIONS[o]:>25}" for o in wanted) + f"{'hits':>9}")
+    print(f"{'':37}" + "".join(f"{OPERATIONS[o]:>25}" for o in wanted) + f"{'hits':>9}")
     for name in names:
-        line = f"{labels[name]:34}"
+        line = f"{labels[name]:37}"
         for operation in wanted:
             values = [results.get(operation, name, case, field) for field in PERCENTILES]
             known = None not in values
@@ -214,8 +218,9 @@ def print_latencies(results, names, labels, case):
 
 
 def print_memory(results, names, labels, live):
-    case = (*MEMORY, 1)
-    print(f"\nBytes an entry beside key and value, {MEMORY[0]:,} entries of {MEMORY[1]} B, cache full")
+    case = results.memory_case()
+    size = f"{case[0]:,} entries of {case[1]} B"
+    print(f"\nBytes an entry beside key and value, {size}, cache full")
     for name in names:
         value = results.get("memory", name, case, "overhead_bytes")
         if value is None:
@@ -224,7 +229,7 @@ def print_memory(results, names, labels, live):
         own = results.get("memory", name, case, "own_overhead_bytes")
         if own is not None:
             note = f" (by its own count {own:.1f})"
-        print(f"{labels[name]:34}{value:10.1f}{note}")
+        print(f"{labels[name]:37}{value:10.1f}{note}")
 
 
 def print_scaling(results, names, labels):
@@ -239,7 +244,7 @@ def print_scaling(results, names, labels):
                     results.get(operation, name, (entries, value_bytes, t)) for t in (1, 2)
                 )
                 ratios.append(f"{two / one:.2f}" if one and two else "-")
-            print(f"{labels[name]:34}{entries:>10,} x {value_bytes:<6}" + "  ".join(ratios))
+            print(f"{labels[name]:37}{entries:>10,} x {value_bytes:<6}" + "  ".join(ratios))
 
 
 def print_tables(results, names, labels, live):
@@ -269,27 +274,26 @@ def write_charts(folder, results, names, labels):
             )
             file = f"near-{operation.replace('_', '-')}-{size[0]}-{size[1]}.svg"
             (folder / file).write_text(drawn)
-    for operation in ("get_view", "get_or_load"):
+    for operation in ("get_view", "get_or_load", "insert"):
         for size in sizes:
             rows = []
             for name in names:
-                fields = list(PERCENTILES)[:2]
-                values = [results.get(operation, name, (*size, 1), f) for f in fields]
+                values = [results.get(operation, name, (*size, 1), f) for f in PERCENTILES]
                 if None not in values:
                     rows.append((labels[name], values))
             subtitle = f"{size[0]:,} entries of {size[1]} bytes, 1 thread; less is better"
             drawn = chart.bars(
-                f"Near tier: {OPERATIONS[operation]}, single operations", subtitle, "nanoseconds",
-                ["p50", "p99"], rows, ours,
+                f"Near tier: {OPERATIONS[operation]}, single operations", subtitle,
+                "nanoseconds, logarithmic", list(PERCENTILES.values()), rows, ours, True,
             )
             file = f"near-latency-{operation.replace('_', '-')}-{size[0]}-{size[1]}.svg"
             (folder / file).write_text(drawn)
-    rows = []
+    rows, case = [], results.memory_case()
     for name in names:
-        value = results.get("memory", name, (*MEMORY, 1), "overhead_bytes")
+        value = results.get("memory", name, case, "overhead_bytes")
         if value is not None:
             rows.append((labels[name], [value]))
-    subtitle = f"full cache, {MEMORY[0]:,} entries of {MEMORY[1]} bytes; less is better"
+    subtitle = f"full cache, {case[0]:,} entries of {case[1]} bytes; less is better"
     drawn = chart.bars(
         "Near tier: memory beside key and value", subtitle, "bytes an entry", ["overhead"], rows, ours
     )

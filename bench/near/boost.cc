@@ -22,13 +22,11 @@ class BoostFlatMap {
   BoostFlatMap(std::size_t capacity, std::size_t /*value_bytes*/) : map_(capacity) {}
 
   bool view(std::string_view key, std::uint64_t& sum) const {
-    return map_.cvisit(key, [&](const auto& entry) { sum += first_word(entry.second.data()); }) > 0;
+    return map_.cvisit(key, [&](const auto& entry) { sum += first_word(entry.second); }) > 0;
   }
 
   bool copy(std::string_view key, char* out) const {
-    return map_.cvisit(key, [&](const auto& entry) {
-      std::memcpy(out, entry.second.data(), entry.second.size());
-    }) > 0;
+    return map_.cvisit(key, [&](const auto& entry) { copy_value(entry.second, out); }) > 0;
   }
 
   void insert(std::string_view key, std::string_view value) {

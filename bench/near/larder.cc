@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 
 #include "base/clock.h"
@@ -82,13 +81,12 @@ class Larder {
 
   bool view(std::string_view key, std::uint64_t& sum) {
     return store_.lookup(key, hash_bytes(key), kNow,
-                         [&](const near::View& view) { sum += first_word(view.value.data()); });
+                         [&](const near::View& view) { sum += first_word(view.value); });
   }
 
   bool copy(std::string_view key, char* out) {
-    return store_.lookup(key, hash_bytes(key), kNow, [&](const near::View& view) {
-      std::memcpy(out, view.value.data(), view.value.size());
-    });
+    return store_.lookup(key, hash_bytes(key), kNow,
+                         [&](const near::View& view) { copy_value(view.value, out); });
   }
 
   void insert(std::string_view key, std::string_view value) { fill(store_, key, value); }
@@ -96,13 +94,13 @@ class Larder {
   bool get_or_load(std::string_view key, const Load& load, std::uint64_t& sum) {
     const Hash hash = hash_bytes(key);
     if (store_.lookup(key, hash, kNow,
-                      [&](const near::View& view) { sum += first_word(view.value.data()); })) {
+                      [&](const near::View& view) { sum += first_word(view.value); })) {
       return true;
     }
     const policy::Ticket ticket = store_.ticket(hash);
     const std::string_view value = load();
     store_.fill(ticket, key, hash, value, kMeta, {});
-    sum += first_word(value.data());
+    sum += first_word(value);
     return false;
   }
 

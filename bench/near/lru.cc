@@ -22,14 +22,14 @@ class MutexLru {
   bool view(std::string_view key, std::uint64_t& sum) {
     const std::scoped_lock lock(mutex_);
     const Item* item = find(key);
-    if (item != nullptr) sum += first_word(item->value.data());
+    if (item != nullptr) sum += first_word(item->value);
     return item != nullptr;
   }
 
   bool copy(std::string_view key, char* out) {
     const std::scoped_lock lock(mutex_);
     const Item* item = find(key);
-    if (item != nullptr) std::memcpy(out, item->value.data(), item->value.size());
+    if (item != nullptr) copy_value(item->value, out);
     return item != nullptr;
   }
 
@@ -45,12 +45,12 @@ class MutexLru {
   bool get_or_load(std::string_view key, const Load& load, std::uint64_t& sum) {
     const std::scoped_lock lock(mutex_);
     if (const Item* item = find(key); item != nullptr) {
-      sum += first_word(item->value.data());
+      sum += first_word(item->value);
       return true;
     }
     const std::string_view value = load();
     add(key, value);
-    sum += first_word(value.data());
+    sum += first_word(value);
     return false;
   }
 

@@ -19,6 +19,13 @@
 
 namespace larder::bench {
 
+benchmark::internal::Benchmark* registered(const std::string& name,
+                                           void (*run)(benchmark::State&)) {
+  auto* benchmark = new benchmark::internal::FunctionBenchmark(name.c_str(), run);
+  // It is the library's from here on. NOLINTNEXTLINE(clang-analyzer-cplusplus.NewDeleteLeaks)
+  return benchmark::internal::RegisterBenchmarkInternal(benchmark);
+}
+
 std::uint64_t resident_bytes() {
   unsigned long long size = 0;
   unsigned long long resident = 0;

@@ -18,7 +18,7 @@ void release(const rocksdb::Slice& /*key*/, void* value) { delete[] static_cast<
 // HyperClockCache of this age takes keys of 16 bytes only: padded, for both.
 class Key {
  public:
-  explicit Key(std::string_view key) { std::memcpy(bytes_.data(), key.data(), kKeyBytes); }
+  explicit Key(std::string_view key) { std::copy_n(key.begin(), kKeyBytes, bytes_.begin()); }
   rocksdb::Slice slice() const { return {bytes_.data(), bytes_.size()}; }
 
  private:
@@ -35,7 +35,7 @@ class RocksCache {
   bool view(std::string_view key, std::uint64_t& sum) {
     Cache::Handle* found = cache_->Lookup(Key(key).slice());
     if (found == nullptr) return false;
-    sum += first_word(static_cast<const char*>(cache_->Value(found)));
+    sum += first_word(value_of(found));
     cache_->Release(found);
     return true;
   }
@@ -43,14 +43,14 @@ class RocksCache {
   bool copy(std::string_view key, char* out) {
     Cache::Handle* found = cache_->Lookup(Key(key).slice());
     if (found == nullptr) return false;
-    std::memcpy(out, cache_->Value(found), value_bytes_);
+    copy_value(value_of(found), out);
     cache_->Release(found);
     return true;
   }
 
   void insert(std::string_view key, std::string_view value) {
     auto* own = new char[value.size()];
-    std::memcpy(own, value.data(), value.size());
+    copy_value(value, own);
     if (!cache_->Insert(Key(key).slice(), own, kKeyBytes + value.size(), release).ok()) {
       std::abort();
     }
@@ -60,13 +60,17 @@ class RocksCache {
     if (view(key, sum)) return true;
     const std::string_view value = load();
     insert(key, value);
-    sum += first_word(value.data());
+    sum += first_word(value);
     return false;
   }
 
   static double own_bytes_per_entry() { return 0; }
 
- protected:
+ private:
+  std::string_view value_of(Cache::Handle* handle) const {
+    return {static_cast<const char*>(cache_->Value(handle)), value_bytes_};
+  }
+
   std::shared_ptr<Cache> cache_;
   std::size_t value_bytes_;
 };

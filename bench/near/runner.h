@@ -52,7 +52,7 @@ class Load {
   Load(std::string& buffer, std::uint32_t number) : buffer_(buffer), number_(number) {}
   std::string_view operator()() const {
     const std::uint64_t word = number_;
-    std::memcpy(buffer_.data(), &word, sizeof word);
+    std::copy_n(reinterpret_cast<const char*>(&word), sizeof word, buffer_.data());
     return buffer_;
   }
 
@@ -60,6 +60,8 @@ class Load {
   std::string& buffer_;
   std::uint32_t number_;
 };
+
+benchmark::internal::Benchmark* registered(const std::string& name, void (*run)(benchmark::State&));
 
 // Resident memory of this process.
 std::uint64_t resident_bytes();
@@ -85,19 +87,19 @@ class Runner {
     for (const std::string& op : flags.operations) {
       const auto title = fmt::format("{}/{}/{}/{}", op, name, flags.entries, flags.value_bytes);
       if (op == "memory") {
-        benchmark::RegisterBenchmark(title.c_str(), memory)->Iterations(1);
+        registered(title, memory)->Iterations(1);
       } else if (op == "get_view") {
-        timed(benchmark::RegisterBenchmark(title.c_str(), get_view)->Setup(held_uniform));
+        timed(registered(title, get_view)->Setup(held_uniform));
       } else if (op == "get_zipf") {
-        timed(benchmark::RegisterBenchmark(title.c_str(), get_view)->Setup(held_zipf));
+        timed(registered(title, get_view)->Setup(held_zipf));
       } else if (op == "get_copy") {
-        timed(benchmark::RegisterBenchmark(title.c_str(), get_copy)->Setup(held_uniform));
+        timed(registered(title, get_copy)->Setup(held_uniform));
       } else if constexpr (System::kEvicts) {
         if (op == "get_or_load") {
           chunk_ = Sequence::read(load_file(0));
-          whole(benchmark::RegisterBenchmark(title.c_str(), get_or_load)->Setup(next_chunk));
+          whole(registered(title, get_or_load)->Setup(next_chunk));
         } else if (op == "insert") {
-          timed(benchmark::RegisterBenchmark(title.c_str(), insert)->Setup(full));
+          timed(registered(title, insert)->Setup(full));
         }
       }
     }
@@ -247,7 +249,7 @@ class Runner {
       tally.hits += system_->copy(requests_.key(at), out.data());
       benchmark::DoNotOptimize(out.data());
       benchmark::ClobberMemory();
-      tally.sum += first_word(out.data());
+      tally.sum += first_word(out);
     });
     only_hits(state);
   }

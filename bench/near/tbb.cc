@@ -25,14 +25,14 @@ class TbbHashMap {
   bool view(std::string_view key, std::uint64_t& sum) {
     Map::const_accessor found;
     if (!map_.find(found, key)) return false;
-    sum += first_word(found->second.data());
+    sum += first_word(found->second);
     return true;
   }
 
   bool copy(std::string_view key, char* out) {
     Map::const_accessor found;
     if (!map_.find(found, key)) return false;
-    std::memcpy(out, found->second.data(), found->second.size());
+    copy_value(found->second, out);
     return true;
   }
 

@@ -72,7 +72,7 @@ std::vector<double> zipf_weights(std::size_t count) {
 }  // namespace
 
 void write_key(std::uint32_t number, char* out) {
-  std::memcpy(out, "key:", 4);
+  copy_value("key:", out);
   for (std::size_t i = kKeyBytes; i-- > 4; number /= 10) {
     out[i] = static_cast<char>('0' + number % 10);
   }
@@ -88,8 +88,8 @@ Sequence Sequence::read(const std::string& path) {
   if (!file) fail("cannot read " + path);
   std::fseek(file.get(), 0, SEEK_END);
   std::vector<std::uint32_t> numbers(static_cast<std::size_t>(std::ftell(file.get())) / 4);
-  std::rewind(file.get());
-  if (std::fread(numbers.data(), 4, numbers.size(), file.get()) != numbers.size()) {
+  if (std::fseek(file.get(), 0, SEEK_SET) != 0 ||
+      std::fread(numbers.data(), 4, numbers.size(), file.get()) != numbers.size()) {
     fail("cannot read " + path);
   }
   return Sequence(std::move(numbers));

@@ -13,9 +13,9 @@
 // number of its key, which every driver adds up and compares: a hit on a wrong key is an error.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,10 +30,14 @@ inline constexpr unsigned kSampleEvery =
 // Writes the text of a key: kKeyBytes bytes.
 void write_key(std::uint32_t number, char* out);
 
-inline std::uint64_t first_word(const char* value) {
+inline std::uint64_t first_word(std::string_view value) {
   std::uint64_t word = 0;
-  std::memcpy(&word, value, sizeof word);
+  std::copy_n(value.begin(), sizeof word, reinterpret_cast<char*>(&word));
   return word;
+}
+
+inline void copy_value(std::string_view value, char* out) {
+  std::copy_n(value.begin(), value.size(), out);
 }
 
 // Keys side by side in the order of their use, as requests arrive: reading the next one is cheap
