@@ -16,13 +16,21 @@ inline constexpr DurationUs kMillisecond = 1'000;
 inline constexpr DurationUs kSecond = 1'000'000;
 inline constexpr TimeUs kNever = INT64_MAX;
 
+// What the wall clock was ahead of the steady one at the start of this process. The steady clock is
+// the same for all processes of a host: with this, another one can tell our time.
+inline std::int64_t clock_anchor_us() {
+  using namespace std::chrono;
+  static const std::int64_t anchor =
+      duration_cast<microseconds>(system_clock::now().time_since_epoch()).count() -
+      duration_cast<microseconds>(steady_clock::now().time_since_epoch()).count();
+  return anchor;
+}
+
 // Thread-safe; about 20 ns.
 inline TimeUs monotonic_now_us() {
   using namespace std::chrono;
-  static const TimeUs anchor =
-      duration_cast<microseconds>(system_clock::now().time_since_epoch()).count() -
-      duration_cast<microseconds>(steady_clock::now().time_since_epoch()).count();
-  return anchor + duration_cast<microseconds>(steady_clock::now().time_since_epoch()).count();
+  return clock_anchor_us() +
+         duration_cast<microseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
 // a + b without overflow, for "now + ttl" where ttl may be kNever.

@@ -20,4 +20,10 @@ struct Guarantee {
 // `source`: what the cache's source can do; null if it could not be opened.
 Guarantee guarantee_of(const CacheSpec& spec, const source::Capabilities* source);
 
+// Does what is promised of an entry still hold when this node was away for a while? Only where its
+// age is all that is promised: nobody has listened to the feed meanwhile.
+inline bool outlives_the_node(const CacheSpec& spec, const Guarantee& guarantee) {
+  return !guarantee.fed && spec.consistency != Consistency::strong;
+}
+
 }  // namespace larder::cache

@@ -264,4 +264,15 @@ Error Node::bad_key(const Route& route, std::string_view key) const {
           {}};
 }
 
+// As judge() does: the same bound, and the same heartbeat.
+void Node::publish_near() const {
+  for (const auto& cache : impl_->caches) {
+    const bool fed = cache->rules.bound_us != 0 && cache->guarantee.fed;
+    impl_->near.publish_cache(
+        cache->id, cache->spec.near && cache->spec.consistency != Consistency::strong,
+        cache->rules.bound_us,
+        fed ? impl_->sources[cache->source]->heartbeat.load(std::memory_order_acquire) : 0);
+  }
+}
+
 }  // namespace larder::cache

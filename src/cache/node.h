@@ -98,6 +98,9 @@ class Node {
   // Ends feeds and background loads, and waits for them.
   Task<void> stop();
 
+  // Tells other processes that read the near tier how far they may go (near::Store::publish_cache).
+  void publish_near() const;
+
   // ---- which cache? ----
 
   struct Route {

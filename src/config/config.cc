@@ -102,11 +102,17 @@ void read_node(Section& s, NodeConfig& node) {
 void read_near(Section& s, NearConfig& near) {
   if (s.size("capacity", near.capacity_bytes) && near.capacity_bytes < (1 << 20))
     s.problem_at("capacity", "'capacity' in [near] must be at least 1MiB");
-  std::string shared;
-  if (s.text("shared", shared) && !shared.empty())
+  if (s.text("shared", near.shared) && !near.shared.empty() && !near::is_shared_name(near.shared))
     s.problem_at("shared",
-                 "'shared' in [near] is not in this version: a near tier in shared memory comes "
-                 "later; leave it empty");
+                 "'shared' in [near] names an object in shared memory: up to 100 letters, digits, "
+                 "'.', '_' and '-'");
+  if (s.text("snapshot", near.snapshot) && !near.snapshot.empty() && !near.shared.empty())
+    s.problem_at("snapshot",
+                 "'snapshot' in [near] is for private memory: with 'shared' the near tier outlives "
+                 "the node anyway; leave one of them out");
+  std::size_t cost = 0;
+  if (s.choice("cost", {"one", "bytes", "load_time"}, cost))
+    near.cost = static_cast<near::Cost>(cost);
   s.finish();
 }
 

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "cache/spec.h"
+#include "near/store.h"
 
 namespace larder::config {
 
@@ -34,6 +35,9 @@ struct NodeConfig {
 
 struct NearConfig {
   std::uint64_t capacity_bytes = 256 << 20;
+  std::string shared;    // the name of a shared memory object; "" = private memory
+  std::string snapshot;  // a file that a stop writes and the next start reads; "" = none
+  near::Cost cost = near::Cost::one;
 };
 
 struct EngineConfig {

@@ -296,10 +296,12 @@ TEST(ConfigErrors, Sections) {
       {"[node]\nmax_clients = 0\n",
        "t:2:15: 'max_clients' in [node] must be an integer from 1 to 1000000, got integer 0"},
       {"[near]\ncapacity = \"1KiB\"\n", "t:2:12: 'capacity' in [near] must be at least 1MiB"},
-      {"[near]\nshared = \"x\"\n",
-       "t:2:10: 'shared' in [near] is not in this version: a near tier in shared memory comes "
-       "later; "
-       "leave it empty"},
+      {"[near]\nshared = \"a/b\"\n",
+       "t:2:10: 'shared' in [near] names an object in shared memory: up to 100 letters, digits, "
+       "'.', '_' and '-'"},
+      {"[near]\nshared = \"x\"\nsnapshot = \"y\"\n",
+       "t:3:12: 'snapshot' in [near] is for private memory: with 'shared' the near tier outlives "
+       "the node anyway; leave one of them out"},
       {"[engine]\nurl = \"redis+cluster://a,b\"\n",
        "t:2:7: engine 'redis+cluster' is not in this version: use \"embedded:\""},
       {"[engine]\nurl = \"embeded:\"\n",

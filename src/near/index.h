@@ -113,6 +113,20 @@ class Index {
     return kNoRef;
   }
 
+  // Calls visit(ref) for each entry that may have this hash: rarely for others, too. As find().
+  template <class Visit>
+  void each_like(Hash hash, Visit&& visit) const {
+    for (const Bucket* bucket = &home(hash);;) {
+      for (unsigned slot = 0; slot < Bucket::kSlots; ++slot)
+        if (const Ref ref = bucket->refs[slot].load(std::memory_order_acquire);
+            ref != kNoRef && tag_at(*bucket, slot) == tag_of(hash))
+          visit(ref);
+      const Ref next = bucket->overflow();
+      if (next == kNoRef) return;
+      bucket = &overflow_at(next);
+    }
+  }
+
   static std::uint32_t version(const Bucket& bucket) {
     return static_cast<std::uint32_t>(bucket.control.load(std::memory_order_acquire) >> 32);
   }

@@ -45,10 +45,15 @@ Store::Store(const Options& options, Arena arena)
       partitions_(arena_.partitions()),
       tag_stamps_(arena_.tag_stamps()),
       tag_clock_(arena_.header().tag_clock) {
-  for (unsigned i = 0; i < options.shards; ++i) {
+  for (unsigned i = 0; i < options.shards; ++i)
     shards_.push_back(std::make_unique<Shard>(*this, i));
-    MutexLock lock(shards_.back()->mutex);
-    shards_.back()->init();
+  if (!arena_.found()) init_shards();
+}
+
+void Store::init_shards() {
+  for (auto& shard : shards_) {
+    MutexLock lock(shard->mutex);
+    shard->init();
   }
 }
 

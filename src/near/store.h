@@ -89,7 +89,7 @@ class Store {
   // Over private memory. Aborts if there is none, or the capacity is too small for the shards: use
   // Arena::make_private first where that is to be an error.
   explicit Store(const Options& options);
-  // Over an arena of options.shape(). REQUIRES: not Arena::found(), or take_over() comes next.
+  // Over an arena of options.shape(). If it was found(), take_over() comes before anything else.
   Store(const Options& options, Arena arena);
   ~Store();
   Store(const Store&) = delete;
@@ -178,6 +178,42 @@ class Store {
   std::uint64_t max_entry_bytes() const { return max_entry_bytes_; }
   static std::uint64_t max_entry_bytes(const Options& options);
 
+  // ---- a warm start; before any other thread knows of this store ----
+
+  // What may be answered of an entry of an earlier life. `revalidate`: it counts as void, and is
+  // kept for stale-if-error alone.
+  enum class Trust : std::uint8_t { drop, revalidate, full };
+  struct Restored {
+    std::uint64_t entries = 0;
+    std::uint64_t to_revalidate = 0;
+    std::uint64_t dropped = 0;
+  };
+
+  // Of an arena that was found(): keeps of its contents what `trust` says of their cache (0: plain
+  // keys). `clock_anchor_us` is that of this process (clock_anchor_us() in base/clock.h): the times
+  // of the earlier life are moved onto our clock. Cost: copies everything once.
+  Restored take_over(TimeUs now, std::int64_t clock_anchor_us,
+                     const std::function<Trust(std::uint16_t cache_id)>& trust);
+
+  // The same through a file, for a host without shared memory. save() is atomic (a new file,
+  // synced, renamed); load() uses a file once and removes it, and answers an error if it cannot be
+  // trusted.
+  Result<void> save(const std::string& path, TimeUs now) const;
+  Result<Restored> load(const std::string& path, TimeUs now,
+                        const std::function<Trust(std::uint16_t cache_id)>& trust);
+  // The seed of its hashes (set_hash_seed), without which tagged entries are to be revalidated.
+  static Result<std::optional<std::uint64_t>> seed_of_snapshot(const std::string& path);
+
+  // ---- what other processes go by (reader.h) ----
+
+  // They may answer from this store until now + lease_us.
+  void publish(TimeUs now, DurationUs lease_us, std::int64_t clock_anchor_us);
+  void publish_cache(std::uint16_t cache_id, bool readable, DurationUs bound_us, TimeUs heartbeat);
+  // They may not any more.
+  void close_shared();
+  // One of them had a hit.
+  void count_hit(Hash hash);
+
   // ---- plain keys: several at once, atomically ----
 
   // Holds the locks of the shards of some keys, in order of shard. Several plain keys can be read
@@ -228,6 +264,15 @@ class Store {
                      void* context);
   unsigned number_of(Hash hash) const { return (hash >> 58) & (options_.shards - 1); }
   Shard& shard_of(Hash hash) const;
+  void init_shards();
+  class Remains;
+  struct Takeover {
+    TimeUs now;
+    DurationUs shift_us;  // from their clock to ours
+    bool same_seed;
+    const std::function<Trust(std::uint16_t)>& trust;
+  };
+  void restore(std::span<const char> region, const Takeover& how, Restored& restored);
   void look_at(const Entry& entry, std::uint64_t word, Hash hash, View& view) const;
   bool is_void(const Entry& entry, Hash hash) const;
   std::uint32_t tag_slot(Hash tag) const {

@@ -8,8 +8,7 @@
 namespace larder::server {
 namespace {
 
-constexpr DurationUs kExpireEvery = 50 * kMillisecond;
-constexpr unsigned kExpireBuckets = 256;
+constexpr DurationUs kKeepEvery = 50 * kMillisecond;
 // What a client that does not take its answers may hold up a shutdown.
 constexpr DurationUs kFinishWithin = 3 * kSecond;
 constexpr DurationUs kLookAgain = 10 * kMillisecond;
@@ -49,9 +48,6 @@ Result<void> Instance::build() {
                 fmt::format("engine.url = \"{}\" is not in this version; use \"embedded:\"",
                             config_.engine.url));
   runtime_ = net::Runtime::create(config_.node.threads);
-  near_ = std::make_unique<near::Store>(near::Options{.capacity_bytes = config_.near.capacity_bytes,
-                                                      .partitions = config_.engine.partitions,
-                                                      .evict_plain = config_.plain.evict});
   cache::Parts parts;
   for (const cache::SourceSpec& spec : config_.sources) {
     auto source = open_source(spec, config_.caches, metrics_, log_);
@@ -60,13 +56,18 @@ Result<void> Instance::build() {
     parts.sources.push_back(source->get());
     sources_.push_back(std::move(*source));
   }
+  auto tier = NearTier::open(config_, sources_);
+  if (!tier) return std::unexpected(tier.error());
+  near_ = std::move(*tier);
+  if (log_ && !near_->began_with().empty()) log_(near_->began_with());
+  near::Store& store = near_->store();
   engine_ = std::make_unique<engine::Embedded>(
-      *near_, engine::Embedded::Options{.sources = static_cast<unsigned>(sources_.size())});
-  plain_ = std::make_unique<engine::PlainCommands>(*near_);
+      store, engine::Embedded::Options{.sources = static_cast<unsigned>(sources_.size())});
+  plain_ = std::make_unique<engine::PlainCommands>(store);
   leases_ = std::make_unique<engine::Leases>(
-      *near_, engine::Leases::Options{.max_waiters = config_.node.max_waiters});
+      store, engine::Leases::Options{.max_waiters = config_.node.max_waiters});
   parts.caches = config_.caches;
-  parts.near = near_.get();
+  parts.near = &store;
   parts.engine = engine_.get();
   parts.metrics = &metrics_;
   parts.seed = random_seed();
@@ -79,7 +80,7 @@ Result<void> Instance::build() {
 
   SessionContext& context = sessions_context_;
   context.node = node_.get();
-  context.near = near_.get();
+  context.near = &store;
   context.plain = plain_.get();
   context.leases = leases_.get();
   context.pubsub = pubsub_.get();
@@ -108,13 +109,13 @@ void Instance::register_gauges() {
   add(Kind::gauge, "larder_connected_clients", "Connected RESP clients",
       [this] { return clients_.count(); });
   add(Kind::gauge, "larder_near_bytes", "Bytes that the near tier holds",
-      [this] { return near_->stats().bytes; });
+      [this] { return near_->store().stats().bytes; });
   add(Kind::gauge, "larder_near_capacity_bytes", "Bytes that the near tier may hold",
-      [this] { return near_->capacity_bytes(); });
+      [this] { return near_->store().capacity_bytes(); });
   add(Kind::gauge, "larder_near_entries", "Entries in the near tier",
-      [this] { return near_->stats().entries; });
+      [this] { return near_->store().stats().entries; });
   add(Kind::counter, "larder_near_evictions_total", "Entries that made room for others",
-      [this] { return near_->stats().evictions; });
+      [this] { return near_->store().stats().evictions; });
   add(Kind::counter, "larder_commands_total", "Commands of clients, of all kinds",
       [this] { return sessions_context_.stats.commands.load(std::memory_order_relaxed); });
 }
@@ -132,7 +133,7 @@ Result<void> Instance::listen() {
   }
   if (!addresses_.empty()) sessions_context_.address = addresses_.front();
   admin_context_ = {.node = node_.get(),
-                    .near = near_.get(),
+                    .near = &near_->store(),
                     .metrics = &metrics_,
                     .clients = &clients_,
                     .ready = [this] { return ready_.load(); },
@@ -197,8 +198,8 @@ Task<void> Instance::housekeeping() {
   for (;;) {
     const TimeUs now = monotonic_now_us();
     // When much ends at once, the loop serves others in between.
-    const bool more = near_->expire(now, kExpireBuckets).more;
-    const bool stopping = co_await upkeep_.sleep_until(now + (more ? 0 : kExpireEvery));
+    const bool more = near_->keep(now, *node_);
+    const bool stopping = co_await upkeep_.sleep_until(now + (more ? 0 : kKeepEvery));
     if (stopping) co_return;
   }
 }
@@ -223,6 +224,8 @@ Task<void> Instance::shut_down() {
   upkeep_.stop();
   co_await upkeep_.join();
   co_await node_->stop();
+  if (auto closed = near_->close(monotonic_now_us()); !closed && log_)
+    log_(to_string(closed.error()));
   admin_.stop();
   co_await admin_.join();
   runtime_->stop();

@@ -20,6 +20,7 @@
 #include "obs/metrics.h"
 #include "server/admin.h"
 #include "server/clients.h"
+#include "server/near_tier.h"
 #include "server/pubsub.h"
 #include "server/session.h"
 #include "server/sources.h"
@@ -52,7 +53,7 @@ class Instance {
 
   net::Runtime& runtime() { return *runtime_; }
   cache::Node& node() { return *node_; }
-  near::Store& near() { return *near_; }
+  near::Store& near() { return near_->store(); }
   obs::Registry& metrics() { return metrics_; }
   Clients& clients() { return clients_; }
 
@@ -70,8 +71,8 @@ class Instance {
   const Log log_;
   obs::Registry metrics_;
   std::unique_ptr<net::Runtime> runtime_;
-  std::unique_ptr<near::Store> near_;
   std::vector<std::unique_ptr<source::Source>> sources_;
+  std::unique_ptr<NearTier> near_;
   std::unique_ptr<engine::Embedded> engine_;
   std::unique_ptr<engine::PlainCommands> plain_;
   std::unique_ptr<engine::Leases> leases_;

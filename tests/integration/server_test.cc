@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sqlite3.h>
+#include <sys/mman.h>
 
 #include <filesystem>
 #include <fstream>
@@ -90,10 +91,12 @@ class ServerTest : public testing::Test {
     fs::remove_all(dir_);
   }
 
-  void start() {
+  // `near`: what [near] says besides.
+  void start(std::string_view near = "") {
     instance_.reset();
-    auto config =
-        config::load_config(replaced(std::string(kConfig), "{DIR}", dir_.string()), "test");
+    std::string text = replaced(std::string(kConfig), "{DIR}", dir_.string());
+    text = replaced(text, "capacity = \"32MiB\"", "capacity = \"32MiB\"\n" + std::string(near));
+    auto config = config::load_config(text, "test");
     ASSERT_TRUE(config) << config::to_string(config.error());
     prepare(*config);
     auto started = Instance::start(*config);
@@ -341,6 +344,55 @@ TEST_F(ServerTest, AdminAnswers) {
         "larder_near_capacity_bytes 33554432",
         "larder_requests_total{cache=\"product\",op=\"get\",tier=\"source\"} 1"})
     EXPECT_THAT(metrics, HasSubstr(expected));
+}
+
+// report has nothing but its TTL and plain keys have nobody else: they are answered as before. What
+// a feed watches over is asked for again, since nobody has listened meanwhile.
+void warm_restart(TestClient& c, const std::function<void()>& restart,
+                  const std::function<TestClient()>& connect, const std::function<int()>& queries) {
+  EXPECT_EQ(c.text({"SET", "plain", "kept"}), "OK");
+  EXPECT_EQ(c.text({"SET", "ending", "soon", "EX", "1000"}), "OK");
+  EXPECT_EQ(c.text({"GET", "product:7"}), kProduct7);
+  EXPECT_EQ(c.text({"GET", "report:p5"}), R"({"name":"p5"})");
+  const int before = queries();
+  restart();
+  TestClient again = connect();
+  EXPECT_EQ(again.text({"GET", "plain"}), "kept");
+  EXPECT_GT(again.call({"TTL", "ending"}).integer, 900);
+  EXPECT_THAT(again.text({"LARDER.GET", "report:p5"}), HasSubstr("tier, near"));
+  EXPECT_THAT(again.text({"LARDER.GET", "product:7"}), HasSubstr("price\":71"));
+  EXPECT_EQ(queries(), before + 1);
+}
+
+TEST_F(ServerTest, SharedMemoryOutlivesTheNode) {
+  const std::string name = "larder-test-" + dir_.filename().string();
+  const std::string near = "shared = \"" + name + "\"";
+  start(near);
+  TestClient c(address());
+  warm_restart(
+      c,
+      [&] {
+        instance_.reset();
+        sql("UPDATE product SET price = 71 WHERE id = 7");
+        start(near);
+      },
+      [&] { return TestClient(address()); }, [&] { return product_queries(); });
+  instance_.reset();
+  EXPECT_EQ(shm_unlink(near::shared_object(name).c_str()), 0);
+}
+
+TEST_F(ServerTest, ASnapshotOutlivesTheNode) {
+  const std::string near = "snapshot = \"" + (dir_ / "near.snapshot").string() + "\"";
+  start(near);
+  TestClient c(address());
+  warm_restart(
+      c,
+      [&] {
+        instance_.reset();
+        sql("UPDATE product SET price = 71 WHERE id = 7");
+        start(near);
+      },
+      [&] { return TestClient(address()); }, [&] { return product_queries(); });
 }
 
 }  // namespace

@@ -37,7 +37,8 @@ class PlainTest : public testing::Test {
     commands_.run_transaction(queued, watches, now_, out);
     return reply;
   }
-  void fill_declared(const std::string& key, const near::Meta& meta) {
+  void fill_declared(const std::string& key, near::Meta meta) {
+    meta.as_of = now_;
     const Hash hash = hash_bytes(key);
     ASSERT_EQ(store_.fill(store_.ticket(hash), key, hash, "{}", meta, {}), policy::Refusal::none);
   }
