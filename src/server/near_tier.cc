@@ -12,6 +12,7 @@ namespace {
 // ever held up, shorter than anybody would take stale for fresh.
 constexpr DurationUs kLease = kSecond;
 constexpr unsigned kExpireBuckets = 256;
+constexpr DurationUs kDrainEvery = 100 * kMillisecond;
 
 near::Options options_of(const config::Config& config) {
   return {.capacity_bytes = config.near.capacity_bytes,
@@ -68,6 +69,9 @@ Result<std::unique_ptr<NearTier>> NearTier::open(
     if (arena->found()) set_hash_seed(arena->header().fixed.hash_seed);
     tier->store_ = std::make_unique<near::Store>(options, std::move(*arena));
     restored = tier->store_->take_over(now, clock_anchor_us(), trust);
+    Result<near::HitRing> hits = near::HitRing::create(config.near.shared);
+    if (!hits) return std::unexpected(hits.error());
+    tier->hits_.emplace(std::move(*hits));
   } else {
     const std::string& snapshot = config.near.snapshot;
     if (!snapshot.empty()) {
@@ -98,6 +102,10 @@ bool NearTier::keep(TimeUs now, const cache::Node& node) {
   if (!config_.shared.empty()) {
     node.publish_near();
     store_->publish(now, kLease, clock_anchor_us());
+  }
+  if (hits_ && now >= drained_at_ + kDrainEvery) {
+    hits_->drain([this](Hash hash) { store_->count_hit(hash); });
+    drained_at_ = now;
   }
   return more;
 }

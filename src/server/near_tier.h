@@ -3,11 +3,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cache/node.h"
 #include "config/config.h"
+#include "near/hits.h"
 #include "near/store.h"
 #include "source/source.h"
 
@@ -38,6 +40,8 @@ class NearTier {
 
   const config::NearConfig config_;
   std::unique_ptr<near::Store> store_;
+  std::optional<near::HitRing> hits_;  // of other processes; only if shared
+  TimeUs drained_at_ = 0;
   std::string began_with_;
 };
 

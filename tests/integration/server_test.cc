@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "near/hits.h"
 #include "server/instance.h"
 #include "server/test_client.h"
 #include "source/sqlite/prepare.h"
@@ -379,6 +380,7 @@ TEST_F(ServerTest, SharedMemoryOutlivesTheNode) {
       [&] { return TestClient(address()); }, [&] { return product_queries(); });
   instance_.reset();
   EXPECT_EQ(shm_unlink(near::shared_object(name).c_str()), 0);
+  EXPECT_EQ(shm_unlink(near::shared_hits(name).c_str()), 0);
 }
 
 TEST_F(ServerTest, ASnapshotOutlivesTheNode) {
