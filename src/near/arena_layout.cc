@@ -52,11 +52,11 @@ Result<ArenaLayout> ArenaLayout::of(const ArenaHeader::Fixed& fixed) {
   const std::uint64_t shard = fixed.shard_bytes;
   layout.segment_shift = static_cast<std::uint32_t>(
       std::clamp<int>(static_cast<int>(std::bit_width(shard >> 16)), 2, 6));
-  const std::uint64_t segment_entries = std::uint64_t{Index::kLoad} << layout.segment_shift;
+  const std::uint64_t segment_entries = std::uint64_t{8} << layout.segment_shift;
   layout.max_segments = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(shard / kLeastEntryBytes / segment_entries + 1, 1U << 25));
   layout.directory_at = up(sizeof(ShardState), kLine);
-  layout.ghost_at = layout.directory_at + up(layout.max_segments * 4ULL, kLine);
+  layout.ghost_at = layout.directory_at + up(2 * layout.max_segments * 4ULL, kLine);
   layout.ghost_rows = shard / kGhostShare / sizeof(GhostRow);
   layout.heap_at = layout.ghost_at + layout.ghost_rows * sizeof(GhostRow);
   constexpr std::uint64_t kLeastHeap = 4096;

@@ -3,7 +3,7 @@
 // once, under the earliest end of life among its entries, or earlier.
 //
 // So nothing is to be unlinked when an entry goes, an entry costs 1.5 bytes, and nothing but what
-// is due is ever looked at. Links are numbers of buckets in memory that may be shared. Not
+// is due is ever looked at. Links are names of buckets in memory that may be shared. Not
 // thread-safe: under the shard's lock.
 #pragma once
 
@@ -22,7 +22,7 @@ struct WheelState {
 
   std::int64_t tick;  // everything due up to here has been taken out
   std::array<std::uint64_t, kLevels> occupied;
-  std::array<std::array<std::uint32_t, kSlots>, kLevels> heads;  // numbers of buckets, plus 1
+  std::array<std::array<std::uint32_t, kSlots>, kLevels> heads;  // BucketIds, plus 1
 };
 
 class Wheel {
@@ -34,7 +34,7 @@ class Wheel {
 
   // Looks at the bucket at `when` or up to a tick later. Nothing changes if it is to be looked at
   // earlier anyway. What is farther away than the wheel reaches (24 days) is looked at then.
-  void schedule(std::uint32_t bucket, TimeUs when) {
+  void schedule(BucketId bucket, TimeUs when) {
     if (when == kNever) return;
     const std::int64_t due = std::max(tick_of(when) + 1, state_.tick + 1);
     Timer& timer = index_.timer(bucket);
@@ -45,10 +45,14 @@ class Wheel {
     insert(bucket, due);
   }
 
+  void cancel(BucketId bucket) {
+    if (index_.timer(bucket).slot != 0) unlink(bucket);
+  }
+
   // Takes out the next bucket that is due by `now`; false if there is none. Whoever takes it
   // schedules it again if any of its entries has an end. Cost: O(1), amortised over ticks; a wheel
   // that was left alone for hours catches up by at most a few hundred steps.
-  bool next_due(TimeUs now, std::uint32_t& bucket) {
+  bool next_due(TimeUs now, BucketId& bucket) {
     const std::int64_t until = tick_of(now);
     while (state_.tick <= until) {
       const auto slot = static_cast<unsigned>(state_.tick & (WheelState::kSlots - 1));
@@ -76,7 +80,7 @@ class Wheel {
   static constexpr unsigned kTop = WheelState::kLevels - 1;
   static constexpr unsigned shift_of(unsigned level) { return 6 * level; }
 
-  void insert(std::uint32_t bucket, std::int64_t due) {
+  void insert(BucketId bucket, std::int64_t due) {
     // The highest level has no turns: it goes round, and what it holds is less than a round away.
     due =
         std::min(due, ((state_.tick >> shift_of(kTop)) + WheelState::kSlots - 1) << shift_of(kTop));
@@ -94,7 +98,7 @@ class Wheel {
     state_.occupied[level] |= 1ULL << slot;
   }
 
-  void unlink(std::uint32_t bucket) {
+  void unlink(BucketId bucket) {
     Timer& timer = index_.timer(bucket);
     const unsigned level = (timer.slot - 1) / WheelState::kSlots;
     const unsigned slot = (timer.slot - 1) % WheelState::kSlots;
@@ -138,7 +142,7 @@ class Wheel {
 
   void cascade(unsigned level, unsigned slot) {
     while (const std::uint32_t head = state_.heads[level][slot]) {
-      const std::uint32_t bucket = head - 1;
+      const BucketId bucket = head - 1;
       unlink(bucket);
       insert(bucket, state_.tick);
     }

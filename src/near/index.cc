@@ -64,23 +64,11 @@ Ref Index::take(Bucket& head, const Place& place) {
   return block;
 }
 
-bool Index::has_slot(Hash hash) const { return last_of(home(hash)).slot + 1 < Bucket::kSlots; }
+bool Index::has_slot(Hash hash) const { return has_slot_in(id_of(hash)); }
 
-void Index::add_overflow(Hash hash, Ref block) {
-  Bucket& fresh = overflow_at(block);
-  zero_words(reinterpret_cast<char*>(&fresh), sizeof fresh);
-  Bucket& head = home(hash);
-  const Change change(head);
-  set_overflow(*last_of(head).bucket, block);
-  ++state_->overflows;
-}
+void Index::add_overflow(Hash hash, Ref block) { add_overflow_to(id_of(hash), block); }
 
-void Index::insert(Hash hash, Ref ref) {
-  Bucket& head = home(hash);
-  const Change change(head);
-  const Place last = last_of(head);
-  put(*last.bucket, last.slot + 1, tag_of(hash), ref);
-}
+void Index::insert(Hash hash, Ref ref) { insert_into(id_of(hash), hash, ref); }
 
 void Index::replace(Hash hash, Ref old, Ref fresh) {
   Bucket& head = home(hash);
@@ -95,17 +83,95 @@ Ref Index::remove(Hash hash, Ref ref) {
   return take(head, place_of(head, ref));
 }
 
+// ---- growing ----
+
+// In front of the first bucket: the heap's first word, what limbo keeps in a block (both are
+// overwritten while readers may still look at the buckets), and the number of the block.
 std::uint32_t Index::segment_units() const {
-  const std::size_t count = std::size_t{1} << state_->segment_shift;
-  return Heap::units_for(kGranule + alignof(Bucket) + count * (sizeof(Bucket) + sizeof(Timer)));
+  const std::size_t count = std::size_t{1} << segment_shift_;
+  return Heap::units_for(kOverflowOffset + kGranule + alignof(Bucket) +
+                         count * (sizeof(Bucket) + sizeof(Timer)));
 }
 
-void Index::add_segment(Ref block) {
-  const std::size_t count = std::size_t{1} << state_->segment_shift;
-  // The block's first word is the heap's; buckets begin at a cache line.
-  const Ref first = (block + 1 + 7) & ~Ref{7};
-  zero_words(base_ + std::uint64_t{first} * kGranule, count * (sizeof(Bucket) + sizeof(Timer)));
-  directory_[buckets() >> state_->segment_shift].store(first, std::memory_order_release);
+void Index::add_segment(BucketId id, Ref block) {
+  const std::size_t count = std::size_t{1} << segment_shift_;
+  constexpr auto kLine = static_cast<Ref>(alignof(Bucket) / kGranule);
+  const Ref first = (block + kOverflowOffset / kGranule + 1 + kLine - 1) / kLine * kLine;
+  char* const at = base_ + std::uint64_t{first} * kGranule;
+  zero_words(at, count * (sizeof(Bucket) + sizeof(Timer)));
+  store_word<std::uint64_t>(at - kGranule, block);
+  directory_[slot_of(id)].store(first, std::memory_order_release);
+}
+
+void Index::start(Ref segment) {
+  state_->target = 0;
+  state_->overflows = 0;
+  add_segment(0, segment);
+  state_->buckets[0].store(1U << segment_shift_, std::memory_order_relaxed);
+  state_->buckets[1].store(0, std::memory_order_relaxed);
+  state_->growth.store(0, std::memory_order_release);
+}
+
+void Index::begin_growth() {
+  const unsigned next = current() ^ 1;
+  state_->target = static_cast<std::uint32_t>(next_size());
+  // Of the place's last table nothing is left but stale numbers of its segments.
+  for (std::uint32_t i = 0; i < max_segments_; ++i)
+    directory_[next * max_segments_ + i].store(kNoRef, std::memory_order_relaxed);
+  state_->buckets[next].store(state_->target, std::memory_order_release);
+}
+
+Index::Step Index::next_step() const {
+  const unsigned old = current();
+  const std::uint32_t count = buckets();
+  const std::uint64_t boundary =
+      state_->growth.load(std::memory_order_relaxed) & IndexState::kBoundary;
+  const std::uint32_t from = IndexState::number(boundary, count);
+  const std::uint64_t end = IndexState::first_hash(from + 1, count);
+  return {.from = from | (old != 0 ? kPlace : 0),
+          .to_first = IndexState::number(boundary, state_->target) | (old == 0 ? kPlace : 0),
+          .to_last = IndexState::number(end - 1, state_->target) | (old == 0 ? kPlace : 0),
+          .boundary = end};
+}
+
+std::size_t Index::overflows_for(BucketId id, std::size_t more) const {
+  const std::size_t room = Bucket::kSlots - (last_of(bucket(id)).slot + 1);
+  return more <= room ? 0 : (more - room + Bucket::kSlots - 1) / Bucket::kSlots;
+}
+
+void Index::raise_version(Bucket& bucket, std::uint32_t least) {
+  const std::uint64_t old = bucket.control.load(std::memory_order_relaxed);
+  if (old >> 32 < least)
+    bucket.control.store((old & 0xffffffffULL) | std::uint64_t{least} << 32,
+                         std::memory_order_release);
+}
+
+void Index::add_overflow_to(BucketId id, Ref block) {
+  Bucket& fresh = overflow_at(block);
+  zero_words(reinterpret_cast<char*>(&fresh), sizeof fresh);
+  Bucket& head = bucket(id);
+  const Change change(head);
+  set_overflow(*last_of(head).bucket, block);
+  ++state_->overflows;
+}
+
+void Index::insert_into(BucketId id, Hash hash, Ref ref) {
+  Bucket& head = bucket(id);
+  const Change change(head);
+  const Place last = last_of(head);
+  put(*last.bucket, last.slot + 1, tag_of(hash), ref);
+}
+
+BucketId Index::id_at(std::uint64_t hash, std::uint64_t& next) const {
+  const std::uint64_t growth = state_->growth.load(std::memory_order_relaxed);
+  const unsigned place = IndexState::place(growth, hash);
+  const std::uint32_t count = state_->buckets[place].load(std::memory_order_relaxed);
+  const std::uint32_t number = IndexState::number(hash, count);
+  next = IndexState::first_hash(number + 1, count);
+  // The new table's bucket at the boundary has only what is below it yet.
+  const std::uint64_t boundary = growth & IndexState::kBoundary;
+  if (hash < boundary) next = std::min(next, boundary);
+  return number | (place != 0 ? kPlace : 0);
 }
 
 }  // namespace larder::near

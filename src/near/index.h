@@ -1,5 +1,7 @@
-// The index of one shard: cache-line buckets, found by linear hashing (Litwin, VLDB 1980), so that
-// it grows by one bucket at a time and never pauses.
+// The index of one shard: cache-line buckets that share out the hashes evenly, and in their order.
+// It grows by a quarter at a time, into a second table that takes over the hashes from below, a
+// bucket with each insertion: so it never pauses, and buckets are as full as each other at any
+// time.
 //
 // A bucket holds ten entries as a byte of their hash (the tag) and a 32-bit Ref, and a control
 // word: the version that tickets name (raised by each invalidation of a key of this bucket, there
@@ -7,11 +9,13 @@
 // overflow buckets, which are blocks of the heap.
 //
 // Readers need no lock: find() reads tags and refs, compares keys, and when it finds nothing proves
-// by the sequence number and the number of buckets that nothing moved meanwhile. They must be
-// pinned (pins.h), or copy and validate (reader.h). Changes are made under the shard's lock.
+// by the sequence number and the state of growth that nothing moved meanwhile. They must be pinned
+// (pins.h), or copy and validate (reader.h). Changes are made under the shard's lock.
 //
 // A view over shared memory: no pointers in what is stored.
 #pragma once
+
+#include <immintrin.h>
 
 #include <atomic>
 #include <bit>
@@ -37,46 +41,71 @@ struct alignas(64) Bucket {
 static_assert(sizeof(Bucket) == 64);
 
 struct IndexState {
-  std::atomic<std::uint32_t> buckets;
-  std::uint32_t segment_shift;  // a segment has 1 << this buckets
-  std::uint32_t max_segments;   // what the directory has room for
-  std::uint32_t overflows;      // how many overflow buckets there are
+  // Number of the current table << 33 | boundary: hashes (their low 32 bits) below it have moved to
+  // the next table. The tables take turns in two places.
+  std::atomic<std::uint64_t> growth;
+  std::array<std::atomic<std::uint32_t>, 2> buckets;  // of the table in each place
+  std::uint32_t target;                               // buckets of the next table; 0: not growing
+  std::uint32_t overflows;                            // how many overflow buckets there are
+
+  static constexpr std::uint64_t kBoundary = (1ULL << 33) - 1;
+  // Which of the two places holds the bucket of this hash, as of `growth`.
+  static unsigned place(std::uint64_t growth, Hash hash) {
+    const bool moved = (hash & 0xffffffffULL) < (growth & kBoundary);
+    return static_cast<unsigned>((growth >> 33) + (moved ? 1 : 0)) & 1;
+  }
+  static std::uint32_t number(Hash hash, std::uint32_t buckets) {
+    return static_cast<std::uint32_t>((hash & 0xffffffffULL) * buckets >> 32);
+  }
+  // The first hash of a bucket; 2^32 for the one after the last.
+  static std::uint64_t first_hash(std::uint32_t number, std::uint32_t buckets) {
+    return ((std::uint64_t{number} << 32) + buckets - 1) / buckets;
+  }
 };
+
+// Which bucket: the number within its table, and in the highest bit, the table's place.
+using BucketId = std::uint32_t;
 
 // A bucket's place in the expiry wheel (expiry.h), kept beside the buckets of its segment.
 struct Timer {
-  std::uint32_t next;  // numbers of buckets, plus 1
+  std::uint32_t next;  // BucketIds, plus 1
   std::uint32_t prev;
   std::uint32_t slot;  // plus 1; 0: in none
 };
 
 class Index {
  public:
-  static constexpr unsigned kLoad = 9;  // entries a bucket beyond which it grows
+  static constexpr double kLoad = 8.5;         // entries a bucket beyond which it grows
+  static constexpr std::uint32_t kGrowth = 4;  // by one in so many
+  static constexpr BucketId kPlace = 1U << 31;
 
-  Index(char* base, IndexState& state, std::atomic<Ref>* directory)
-      : base_(base), state_(&state), directory_(directory) {}
+  // `directory`: first blocks of segments, `max_segments` for each of the two places. A segment has
+  // 1 << segment_shift buckets.
+  Index(char* base, IndexState& state, std::atomic<Ref>* directory, std::uint32_t segment_shift,
+        std::uint32_t max_segments)
+      : base_(base),
+        state_(&state),
+        directory_(directory),
+        segment_shift_(segment_shift),
+        max_segments_(max_segments) {}
 
   // ---- addresses ----
 
   // The lowest 32 bits of a hash choose the bucket, the next 8 are the tag.
-  static std::uint32_t address(Hash hash, std::uint32_t buckets) {
-    const std::uint32_t mask = std::bit_ceil(buckets) - 1;
-    const std::uint32_t wide = static_cast<std::uint32_t>(hash) & mask;
-    return wide < buckets ? wide : wide & (mask >> 1);
-  }
   static std::uint8_t tag_of(Hash hash) { return static_cast<std::uint8_t>(hash >> 32); }
 
-  std::uint32_t buckets() const { return state_->buckets.load(std::memory_order_acquire); }
-  Bucket& bucket(std::uint32_t number) const {
-    const std::uint32_t mask = (1U << state_->segment_shift) - 1;
-    return reinterpret_cast<Bucket*>(segment(number >> state_->segment_shift))[number & mask];
+  BucketId id_of(Hash hash) const {
+    const unsigned place = IndexState::place(state_->growth.load(std::memory_order_relaxed), hash);
+    return IndexState::number(hash, state_->buckets[place].load(std::memory_order_relaxed)) |
+           (place != 0 ? kPlace : 0);
   }
-  Bucket& home(Hash hash) const { return bucket(address(hash, buckets())); }
-  Timer& timer(std::uint32_t number) const {
-    const std::uint32_t count = 1U << state_->segment_shift;
-    return reinterpret_cast<Timer*>(segment(number >> state_->segment_shift) +
-                                    count * sizeof(Bucket))[number & (count - 1)];
+  Bucket& bucket(BucketId id) const {
+    return reinterpret_cast<Bucket*>(segment(id))[id & ((1U << segment_shift_) - 1)];
+  }
+  Bucket& home(Hash hash) const { return bucket(id_of(hash)); }
+  Timer& timer(BucketId id) const {
+    const std::uint32_t count = 1U << segment_shift_;
+    return reinterpret_cast<Timer*>(segment(id) + count * sizeof(Bucket))[id & (count - 1)];
   }
   Entry at(Ref ref) const { return Entry(base_ + std::uint64_t{ref} * kGranule); }
   // An overflow bucket lies behind what limbo needs of its block.
@@ -84,32 +113,41 @@ class Index {
     return *reinterpret_cast<Bucket*>(at(block).block() + kOverflowOffset);
   }
 
+  // The buckets in the order of their hashes: the one that holds `hash` (below 2^32) now, and in
+  // `next` the hash at which the one after it begins; 2^32 at the end.
+  BucketId id_at(std::uint64_t hash, std::uint64_t& next) const;
+
   // ---- looking ----
 
   // The entry of this key, or kNoRef. With `proven` set to false: perhaps it is there, ask again
   // (something moved). Lock-free; REQUIRES: pinned, or the lock is held (then it is proven).
   Ref find(std::string_view key, Hash hash, bool& proven) const {
-    const std::uint32_t count = buckets();
-    const Bucket& head = bucket(address(hash, count));
+    const std::uint64_t growth = state_->growth.load(std::memory_order_acquire);
+    const unsigned place = IndexState::place(growth, hash);
+    const std::uint32_t number =
+        IndexState::number(hash, state_->buckets[place].load(std::memory_order_acquire));
+    const Ref first = directory_[place * max_segments_ + (number >> segment_shift_)].load(
+        std::memory_order_acquire);
+    if (first == kNoRef) [[unlikely]] {  // a table that began after we looked at its number
+      proven = false;
+      return kNoRef;
+    }
+    const Bucket& head = reinterpret_cast<const Bucket*>(
+        base_ + std::uint64_t{first} * kGranule)[number & ((1U << segment_shift_) - 1)];
     const std::uint64_t control = head.control.load(std::memory_order_acquire);
-    const std::uint64_t tags = 0x0101010101010101ULL * tag_of(hash);
     for (const Bucket* bucket = &head;;) {
       const std::uint64_t rest = bucket->rest.load(std::memory_order_acquire);
-      for (std::uint64_t match = matches(bucket->tags.load(std::memory_order_acquire), tags);
+      for (unsigned match =
+               matches(bucket->tags.load(std::memory_order_acquire), rest, tag_of(hash));
            match != 0; match &= match - 1)
-        if (const Ref ref =
-                compare(*bucket, static_cast<unsigned>(std::countr_zero(match)) / 8, key))
-          return ref;
-      for (std::uint64_t match = matches(rest, tags) & 0x8080; match != 0; match &= match - 1)
-        if (const Ref ref =
-                compare(*bucket, 8 + static_cast<unsigned>(std::countr_zero(match)) / 8, key))
+        if (const Ref ref = compare(*bucket, static_cast<unsigned>(std::countr_zero(match)), key))
           return ref;
       const auto next = static_cast<Ref>(rest >> 32);
       if (next == kNoRef) break;
       bucket = &overflow_at(next);
     }
     proven = (control & 1) == 0 && head.control.load(std::memory_order_relaxed) == control &&
-             state_->buckets.load(std::memory_order_relaxed) == count;
+             state_->growth.load(std::memory_order_relaxed) == growth;
     return kNoRef;
   }
 
@@ -184,45 +222,79 @@ class Index {
 
   // ---- growing, under the lock ----
 
+  // Makes the first table, of one segment.
+  void start(Ref segment);
+  bool is_growing() const { return state_->target != 0; }
   bool wants_to_grow(std::uint64_t entries) const {
-    return entries > std::uint64_t{buckets()} * kLoad &&
-           (buckets() >> state_->segment_shift) < state_->max_segments;
+    return static_cast<double>(entries) > static_cast<double>(buckets()) * kLoad &&
+           next_size() <= std::uint64_t{max_segments_} << segment_shift_;
   }
-  // Is there no segment yet for the next bucket? Then add_segment() first.
-  bool needs_segment() const {
-    return directory_[buckets() >> state_->segment_shift].load(std::memory_order_relaxed) == kNoRef;
+  void begin_growth();
+
+  // The bucket whose entries move next, and the buckets they move to: all that hold its hashes.
+  struct Step {
+    BucketId from;
+    BucketId to_first;  // ids in a row
+    BucketId to_last;
+    std::uint64_t boundary;  // when it is done
+  };
+  Step next_step() const;
+  bool has_segment(BucketId id) const {
+    return directory_[slot_of(id)].load(std::memory_order_relaxed) != kNoRef;
   }
   std::uint32_t segment_units() const;
-  void add_segment(Ref block);
-  // The bucket that the next one is split from.
-  std::uint32_t split_from() const {
-    const std::uint32_t count = buckets();
-    return count - std::bit_floor(count);
+  // REQUIRES: !has_segment(id).
+  void add_segment(BucketId id, Ref block);
+  BucketId id_in_next(Hash hash) const {
+    return IndexState::number(hash, state_->target) | (current() == 0 ? kPlace : 0);
   }
-  // Adds a bucket, and moves to it the entries for which moves(ref) is true. `spare` are blocks of
-  // kOverflowUnits that may be needed, at least moving / kSlots of them; returns how many were
-  // used. Blocks that have become empty are given to freed(block).
-  template <class Moves, class Freed>
-  unsigned split(std::span<const Ref> spare, Moves&& moves, Freed&& freed);
+  // How many overflow blocks so many more entries would take.
+  std::size_t overflows_for(BucketId id, std::size_t more) const;
+  // Tickets for keys that come to this bucket stay void if they are.
+  static void raise_version(Bucket& bucket, std::uint32_t least);
+  // A copy of an entry for its new bucket; has_slot_in() first. Nobody looks there yet.
+  bool has_slot_in(BucketId id) const { return last_of(bucket(id)).slot + 1 < Bucket::kSlots; }
+  void add_overflow_to(BucketId id, Ref block);
+  void insert_into(BucketId id, Hash hash, Ref ref);
+  // From here on all look in the new buckets. Calls freed(block) for what the old table does not
+  // need any more.
+  template <class Freed>
+  void finish(const Step& step, Freed&& freed);
 
   static constexpr std::size_t kOverflowOffset = 24;
   static constexpr std::uint32_t kOverflowUnits = (kOverflowOffset + sizeof(Bucket)) / kGranule;
 
  private:
-  char* segment(std::uint32_t number) const {
-    return base_ + std::uint64_t{directory_[number].load(std::memory_order_acquire)} * kGranule;
+  std::uint32_t buckets() const { return state_->buckets[current()].load(); }
+  unsigned current() const {
+    return static_cast<unsigned>(state_->growth.load(std::memory_order_relaxed) >> 33) & 1;
   }
-  // A bit in each byte that is equal; perhaps in one above such a byte, too.
-  static std::uint64_t matches(std::uint64_t tags, std::uint64_t wanted) {
-    const std::uint64_t different = tags ^ wanted;
-    return (different - 0x0101010101010101ULL) & ~different & 0x8080808080808080ULL;
+  std::uint64_t next_size() const {
+    return std::uint64_t{buckets()} + std::max(buckets() / kGrowth, 1U << segment_shift_);
+  }
+  std::size_t slot_of(BucketId id) const {
+    return ((id & kPlace) != 0 ? max_segments_ : 0) + ((id & ~kPlace) >> segment_shift_);
+  }
+  char* segment(BucketId id) const {
+    return base_ +
+           std::uint64_t{directory_[slot_of(id)].load(std::memory_order_acquire)} * kGranule;
+  }
+  // A bit for each of the ten tags that is equal.
+  static unsigned matches(std::uint64_t tags, std::uint64_t rest, std::uint8_t wanted) {
+    const __m128i all =
+        _mm_set_epi64x(static_cast<std::int64_t>(rest), static_cast<std::int64_t>(tags));
+    const __m128i equal = _mm_cmpeq_epi8(all, _mm_set1_epi8(static_cast<char>(wanted)));
+    return static_cast<unsigned>(_mm_movemask_epi8(equal)) & ((1U << Bucket::kSlots) - 1);
   }
   Ref compare(const Bucket& bucket, unsigned slot, std::string_view key) const {
     const Ref ref = bucket.refs[slot].load(std::memory_order_acquire);
     if (ref == kNoRef) return kNoRef;
     const Entry entry = at(ref);
     const std::uint64_t word = entry.load_bits();
-    return Entry::key_size(word) == key.size() && entry.key(word) == key ? ref : kNoRef;
+    return Entry::key_size(word) == key.size() &&
+                   same_bytes(entry.block() + entry.text_offset(word), key.data(), key.size())
+               ? ref
+               : kNoRef;
   }
   static void set_tag(Bucket& bucket, unsigned slot, std::uint8_t tag);
   static std::uint8_t tag_at(const Bucket& bucket, unsigned slot);
@@ -237,48 +309,41 @@ class Index {
   Place last_of(Bucket& head) const;
   // Takes a slot out of a chain; the overflow block that has become empty, or kNoRef.
   Ref take(Bucket& head, const Place& place);
-  void insert_into(Bucket& head, std::uint8_t tag, Ref ref);
 
   char* base_;
   IndexState* state_;
   std::atomic<Ref>* directory_;
+  std::uint32_t segment_shift_;
+  std::uint32_t max_segments_;
 };
 
-template <class Moves, class Freed>
-unsigned Index::split(std::span<const Ref> spare, Moves&& moves, Freed&& freed) {
-  const std::uint32_t number = buckets();
-  Bucket& from = bucket(split_from());
-  Bucket& to = bucket(number);
-  unsigned used = 0;
-  to.control.store(std::uint64_t{version(from)} << 32, std::memory_order_relaxed);
-  const Change change(from);
-  const Change other(to);
-  // First all are in both, then the new number of buckets counts, then they leave the old one: a
-  // reader who finds nothing has seen a step, and asks again.
-  unsigned in_last = 0;
-  Bucket* last = &to;
-  for (const Bucket* bucket = &from;;) {
-    for (unsigned slot = 0; slot < Bucket::kSlots; ++slot) {
-      const Ref ref = bucket->refs[slot].load(std::memory_order_relaxed);
-      if (ref == kNoRef || !moves(ref)) continue;
-      if (in_last == Bucket::kSlots) {
-        set_overflow(*last, spare[used]);
-        last = &overflow_at(spare[used++]);
-        in_last = 0;
-      }
-      put(*last, in_last++, tag_at(*bucket, slot), ref);
-    }
-    const Ref next = bucket->overflow();
-    if (next == kNoRef) break;
-    bucket = &overflow_at(next);
+template <class Freed>
+void Index::finish(const Step& step, Freed&& freed) {
+  // Readers who looked at the old bucket before this still find there what was in it then: it stays
+  // as it is until they have let go.
+  state_->growth.store(
+      (state_->growth.load(std::memory_order_relaxed) & ~IndexState::kBoundary) | step.boundary,
+      std::memory_order_release);
+  for (Ref next = bucket(step.from).overflow(); next != kNoRef;) {
+    const Ref block = next;
+    next = overflow_at(block).overflow();
+    --state_->overflows;
+    freed(block);
   }
-  state_->overflows += used;
-  state_->buckets.store(number + 1, std::memory_order_release);
-  each(to, [&](Ref ref) {
-    if (const Ref block = take(from, place_of(from, ref)); block != kNoRef) freed(block);
-    return true;
-  });
-  return used;
+  const std::uint32_t number = step.from & ~kPlace;
+  const bool last = step.boundary == 1ULL << 32;
+  const std::uint32_t in_segment = (1U << segment_shift_) - 1;
+  if (last || (number & in_segment) == in_segment) {
+    // Its block begins a little before its first bucket.
+    auto& slot = directory_[slot_of(step.from)];
+    const auto* first = reinterpret_cast<const std::uint64_t*>(
+        base_ + std::uint64_t{slot.load(std::memory_order_relaxed)} * kGranule);
+    freed(static_cast<Ref>(first[-1]));
+  }
+  if (!last) return;
+  const std::uint64_t table = (state_->growth.load(std::memory_order_relaxed) >> 33) + 1;
+  state_->target = 0;
+  state_->growth.store(table << 33, std::memory_order_release);
 }
 
 }  // namespace larder::near

@@ -114,10 +114,18 @@ Answer Reader::judge(const Terms* terms, TimeUs valid_until) const {
 // ---- looking ----
 
 // The bucket, or null if its place cannot be.
-const char* Reader::bucket_at(const char* shard, std::uint32_t number) const {
+const char* Reader::bucket_at(const char* shard, std::uint64_t growth, Hash hash) const {
+  const auto& index = reinterpret_cast<const ShardState*>(shard)->index;
+  const unsigned place = IndexState::place(growth, hash);
+  const std::uint32_t buckets = index.buckets[place].load(std::memory_order_acquire);
+  if (buckets == 0 || buckets > std::uint64_t{layout_.max_segments} << layout_.segment_shift)
+    return nullptr;
+  const std::uint32_t number = IndexState::number(hash, buckets);
   const auto* const directory =
       reinterpret_cast<const std::atomic<Ref>*>(shard + layout_.directory_at);
-  const Ref segment = directory[number >> layout_.segment_shift].load(std::memory_order_acquire);
+  const Ref segment =
+      directory[place * layout_.max_segments + (number >> layout_.segment_shift)].load(
+          std::memory_order_acquire);
   const std::uint32_t mask = (1U << layout_.segment_shift) - 1;
   const std::uint64_t at =
       std::uint64_t{segment} * kGranule + (number & mask) * std::uint64_t{sizeof(Bucket)};
@@ -227,7 +235,7 @@ bool Reader::holds(const Proof& proof) const {
   // Nothing that was read before this is read after it.
   std::atomic_thread_fence(std::memory_order_acquire);
   return proof.control->load(std::memory_order_relaxed) == proof.control_was &&
-         proof.buckets->load(std::memory_order_relaxed) == proof.buckets_were && same_life();
+         proof.growth->load(std::memory_order_relaxed) == proof.growth_was && same_life();
 }
 
 // False: something moved, try again.
@@ -240,19 +248,17 @@ bool Reader::try_get(std::string_view key, char* buffer, std::size_t capacity, R
   const char* const shard = shard_of(read.hash);
   const auto& shard_state = *reinterpret_cast<const ShardState*>(shard);
   if (shard_state.exclusive.load(std::memory_order_acquire) != 0) return false;
-  const std::uint32_t buckets = shard_state.index.buckets.load(std::memory_order_acquire);
-  const char* home = nullptr;
-  if (buckets > 0 && buckets <= std::uint64_t{layout_.max_segments} << layout_.segment_shift)
-    home = bucket_at(shard, Index::address(read.hash, buckets));
+  const std::uint64_t growth = shard_state.index.growth.load(std::memory_order_acquire);
+  const char* const home = bucket_at(shard, growth, read.hash);
   if (home == nullptr) {
     read.answer = Answer::corrupt;
-    return same_life() && shard_state.index.buckets.load(std::memory_order_acquire) == buckets;
+    return same_life() && shard_state.index.growth.load(std::memory_order_acquire) == growth;
   }
   const std::atomic<std::uint64_t>& control = control_of(home);
   const Proof proof{.control = &control,
                     .control_was = control.load(std::memory_order_acquire),
-                    .buckets = &shard_state.index.buckets,
-                    .buckets_were = buckets};
+                    .growth = &shard_state.index.growth,
+                    .growth_was = growth};
   if (rules_.validate && (proof.control_was & 1) != 0) return false;
 
   const Look look = look_for(key, read.hash, shard, home);

@@ -2,7 +2,7 @@
 //
 // A reader holds no lock and no pin, so whatever it looks at may be changed, moved or used for
 // something else at any moment. It copies what it needs, and then proves by the home bucket's
-// control word, the number of buckets and the node's instance and state that nothing of it had
+// control word, the growth of the index and the node's instance and state that nothing of it had
 // changed (a seqlock; the copies are atomic word by word, see words.h). An entry's block is used
 // again only after its bucket's sequence has stepped. If there is no proof it tries again, a few
 // times, and then it is a miss.
@@ -92,8 +92,8 @@ class Reader {
   struct Proof {
     const std::atomic<std::uint64_t>* control;
     std::uint64_t control_was;
-    const std::atomic<std::uint32_t>* buckets;
-    std::uint32_t buckets_were;
+    const std::atomic<std::uint64_t>* growth;
+    std::uint64_t growth_was;
   };
   struct Terms {
     bool answerable = false;
@@ -120,7 +120,7 @@ class Reader {
   }
 
   bool try_get(std::string_view key, char* buffer, std::size_t capacity, Read& read) const;
-  const char* bucket_at(const char* shard, std::uint32_t number) const;
+  const char* bucket_at(const char* shard, std::uint64_t growth, Hash hash) const;
   Look look_for(std::string_view key, Hash hash, const char* shard, const char* home) const;
   bool look_at(std::string_view key, const char* shard, Ref ref, Look& look) const;
   Terms terms_of(const Look& look, const char* block, Hash hash) const;

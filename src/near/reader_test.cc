@@ -285,7 +285,8 @@ std::atomic<std::uint64_t>& control_of(const Published& node, std::string_view k
                       ((hash >> 58) & (fixed.shards - 1)) * fixed.shard_bytes;
   auto& state = *reinterpret_cast<ShardState*>(shard);
   const Index index(shard, state.index,
-                    reinterpret_cast<std::atomic<Ref>*>(shard + layout.directory_at));
+                    reinterpret_cast<std::atomic<Ref>*>(shard + layout.directory_at),
+                    layout.segment_shift, layout.max_segments);
   return index.home(hash).control;
 }
 
@@ -494,7 +495,7 @@ TEST(Reader, SaysCorruptAndStaysInside) {
   }
   for (const std::uint32_t buckets : {0U, UINT32_MAX}) {
     Damaged damaged(node);
-    damaged.at<std::uint32_t>(shard) = buckets;
+    damaged.at<std::uint32_t>(shard + offsetof(IndexState, buckets)) = buckets;
     EXPECT_EQ(get(damaged), "corrupt");
   }
   {

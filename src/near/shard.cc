@@ -11,10 +11,10 @@
 namespace larder::near {
 namespace {
 
-constexpr unsigned kYields = 20'000;         // while a reader that was put to sleep holds its pin
-constexpr unsigned kSplitsAtOnce = 2;        // buckets an insertion adds at most
-constexpr std::uint32_t kSlackShare = 32;    // free but scattered: 1/32 of a shard, then compaction
-constexpr std::uint32_t kBatchShare = 256;   // evicted ahead at once: 1/256 of a shard
+constexpr unsigned kYields = 20'000;        // while a reader that was put to sleep holds its pin
+constexpr unsigned kMovesAtOnce = 2;        // buckets that an insertion moves while the index grows
+constexpr std::uint32_t kSlackShare = 32;   // free but scattered: 1/32 of a shard, then compaction
+constexpr std::uint32_t kBatchShare = 256;  // evicted ahead at once: 1/256 of a shard
 constexpr std::uint32_t kBatchEntries = 32;  // and at most so many of the size asked for
 constexpr std::uint32_t kLimboShare = 512;   // 1/512 of a shard may wait without need
 constexpr unsigned kWindows = 8;             // places that compaction looks at
@@ -26,7 +26,8 @@ Store::Shard::Shard(const Store& owner, unsigned number)
       state(*reinterpret_cast<ShardState*>(owner.arena_.shard(number))),
       index(owner.arena_.shard(number), state.index,
             reinterpret_cast<std::atomic<Ref>*>(owner.arena_.shard(number) +
-                                                owner.arena_.layout().directory_at)),
+                                                owner.arena_.layout().directory_at),
+            owner.arena_.layout().segment_shift, owner.arena_.layout().max_segments),
       heap(owner.arena_.shard(number), state.heap),
       owned_bytes(owner.arena_.header().fixed.shard_bytes),
       ghost_(
@@ -43,14 +44,9 @@ void Store::Shard::init() {
   heap.init(first, end);
   init_eviction(state.eviction, std::uint64_t{end - first} * kGranule);
   state.wheel = WheelState{};
-  state.index.segment_shift = layout.segment_shift;
-  state.index.max_segments = layout.max_segments;
-  state.index.overflows = 0;
-  state.index.buckets.store(0, std::memory_order_relaxed);
   const Ref segment = heap.allocate(index.segment_units());
   LARDER_ASSERT(segment != kNoRef);
-  index.add_segment(segment);
-  state.index.buckets.store(1U << layout.segment_shift, std::memory_order_release);
+  index.start(segment);
 }
 
 // ---- looking ----
@@ -428,36 +424,63 @@ bool Store::Shard::await_readers() {
 // ---- growing ----
 
 void Store::Shard::grow() {
-  for (unsigned i = 0; i < kSplitsAtOnce && index.wants_to_grow(stats.entries); ++i)
-    if (!split()) return;
+  if (!index.is_growing()) {
+    if (!index.wants_to_grow(stats.entries)) return;
+    index.begin_growth();
+  }
+  for (unsigned i = 0; i < kMovesAtOnce && index.is_growing(); ++i)
+    if (!move_bucket()) return;  // there is no room: later
 }
 
-bool Store::Shard::split() {
+bool Store::Shard::move_bucket() {
   Ref none = kNoRef;
-  if (index.needs_segment()) {
+  const Index::Step step = index.next_step();
+  for (BucketId to = step.to_first; to <= step.to_last; ++to) {
+    if (index.has_segment(to)) continue;
     const Ref segment = allocate(index.segment_units(), none);
     if (segment == kNoRef) return false;
-    index.add_segment(segment);
+    index.add_segment(to, segment);
   }
-  const std::uint32_t from = index.split_from();
-  const std::uint32_t to = index.buckets();
+  // Making room for overflow may change the buckets: so it is asked again whether it is enough.
   std::vector<Ref> spares;
-  std::size_t length = 0;
-  index.each(index.bucket(from), [&](Ref) { return ++length > 0; });
-  for (; length > Bucket::kSlots; length -= Bucket::kSlots) {
-    const Ref spare = allocate(Index::kOverflowUnits, none);
-    if (spare == kNoRef) break;
-    zero_words(reinterpret_cast<char*>(&index.overflow_at(spare)), sizeof(Bucket));
-    spares.push_back(spare);
+  std::vector<std::pair<Hash, Ref>> moving;
+  for (bool enough = false; !enough;) {
+    moving.clear();
+    index.each(index.bucket(step.from), [&](Ref ref) {
+      moving.emplace_back(hash_of(ref), ref);
+      return true;
+    });
+    std::size_t needed = 0;
+    for (BucketId to = step.to_first; to <= step.to_last; ++to) {
+      const auto coming = std::ranges::count_if(
+          moving, [&](const auto& entry) { return index.id_in_next(entry.first) == to; });
+      needed += index.overflows_for(to, static_cast<std::size_t>(coming));
+    }
+    enough = spares.size() >= needed;
+    while (spares.size() < needed) {
+      const Ref spare = allocate(Index::kOverflowUnits, none);
+      if (spare == kNoRef) {
+        for (const Ref unused : spares) heap.release(unused);
+        return false;
+      }
+      spares.push_back(spare);
+    }
   }
-  unsigned used = 0;
-  if (length <= Bucket::kSlots)
-    used = index.split(
-        spares, [&](Ref ref) { return Index::address(hash_of(ref), to + 1) == to; },
-        [&](Ref block) LARDER_NO_ANALYSIS { retire(block); });
-  for (std::size_t i = used; i < spares.size(); ++i) heap.release(spares[i]);
-  if (length > Bucket::kSlots) return false;
-  wheel().schedule(to, earliest_end(index.bucket(to)));
+  for (BucketId to = step.to_first; to <= step.to_last; ++to)
+    Index::raise_version(index.bucket(to), Index::version(index.bucket(step.from)));
+  for (const auto& [hash, ref] : moving) {
+    const BucketId to = index.id_in_next(hash);
+    if (!index.has_slot_in(to)) {
+      index.add_overflow_to(to, spares.back());
+      spares.pop_back();
+    }
+    index.insert_into(to, hash, ref);
+  }
+  for (const Ref unused : spares) heap.release(unused);
+  wheel().cancel(step.from);
+  index.finish(step, [&](Ref block) LARDER_NO_ANALYSIS { retire(block); });
+  for (BucketId to = step.to_first; to <= step.to_last; ++to)
+    wheel().schedule(to, earliest_end(index.bucket(to)));
   return true;
 }
 
@@ -467,7 +490,7 @@ void Store::Shard::schedule(Hash hash, TimeUs useless_at) {
   if (useless_at == kNever) return;
   // The wheel begins to turn with the first time that it hears of.
   if (state.wheel.tick == 0) wheel().start(seen_now != 0 ? seen_now : useless_at);
-  wheel().schedule(Index::address(hash, index.buckets()), useless_at);
+  wheel().schedule(index.id_of(hash), useless_at);
 }
 
 TimeUs Store::Shard::earliest_end(const Bucket& head) const {
@@ -483,17 +506,17 @@ std::size_t Store::Shard::expire(TimeUs now, unsigned& budget, Ref keep) {
   seen_now = std::max(seen_now, now);
   if (wheel().is_ahead_of(now)) restart_wheel(now);
   std::size_t dropped = 0;
-  std::uint32_t number = 0;
+  BucketId id = 0;
   std::vector<Ref> due;
-  for (; budget > 0 && wheel().next_due(now, number); --budget) {
+  for (; budget > 0 && wheel().next_due(now, id); --budget) {
     due.clear();
-    index.each(index.bucket(number), [&](Ref ref) {
+    index.each(index.bucket(id), [&](Ref ref) {
       if (ref != keep && at(ref).useless_at(at(ref).load_bits()) <= now) due.push_back(ref);
       return true;
     });
     for (const Ref ref : due) remove(ref);
     dropped += due.size();
-    wheel().schedule(number, earliest_end(index.bucket(number)));
+    wheel().schedule(id, earliest_end(index.bucket(id)));
   }
   if (dropped > 0) reclaim();
   stats.expirations += dropped;
@@ -503,23 +526,23 @@ std::size_t Store::Shard::expire(TimeUs now, unsigned& budget, Ref keep) {
 // It began to turn with a time that was not the present.
 void Store::Shard::restart_wheel(TimeUs now) {
   wheel().start(now);
-  for (std::uint32_t number = 0; number < index.buckets(); ++number) {
-    index.timer(number) = {};
-    wheel().schedule(number, earliest_end(index.bucket(number)));
-  }
+  each_bucket([&](BucketId id) LARDER_NO_ANALYSIS {
+    index.timer(id) = {};
+    wheel().schedule(id, earliest_end(index.bucket(id)));
+  });
 }
 
 void Store::Shard::clear(bool declared) {
   std::vector<Ref> gone;
-  for (std::uint32_t number = 0; number < index.buckets(); ++number) {
-    Index::bump(index.bucket(number));
+  each_bucket([&](BucketId id) LARDER_NO_ANALYSIS {
+    Index::bump(index.bucket(id));
     gone.clear();
-    index.each(index.bucket(number), [&](Ref ref) {
+    index.each(index.bucket(id), [&](Ref ref) {
       if ((at(ref).cache_id(at(ref).load_bits()) != 0) == declared) gone.push_back(ref);
       return true;
     });
     for (const Ref ref : gone) remove(ref);
-  }
+  });
   reclaim();
 }
 

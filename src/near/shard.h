@@ -111,8 +111,17 @@ struct alignas(64) Store::Shard {
   void link_in(Ref block, Ref old, Ref spare, const New& item) LARDER_REQUIRES(mutex);
   policy::Refusal overwrite(Ref old, const New& item) LARDER_REQUIRES(mutex);
   void grow() LARDER_REQUIRES(mutex);
-  bool split() LARDER_REQUIRES(mutex);
+  bool move_bucket() LARDER_REQUIRES(mutex);
   void restart_wheel(TimeUs now) LARDER_REQUIRES(mutex);
+  template <class Visit>
+  void each_bucket(Visit&& visit) const {
+    for (std::uint64_t hash = 0; hash < 1ULL << 32;) {
+      std::uint64_t next = 0;
+      const BucketId id = index.id_at(hash, next);
+      visit(id);
+      hash = next;
+    }
+  }
   TimeUs earliest_end(const Bucket& head) const LARDER_REQUIRES(mutex);
 
   // A block of `units`, for which others are evicted, never `keep` (which may be moved).

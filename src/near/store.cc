@@ -10,13 +10,6 @@
 namespace larder::near {
 namespace {
 
-// The cursor counts with its bits reversed, highest bit of the bucket number first. Doubling the
-// index appends a bit at the top of the number, so the two halves of a visited bucket are both
-// behind the cursor already (the scheme of Redis's SCAN, by Pieter Noordhuis).
-std::uint64_t next_bucket(std::uint64_t bucket, std::uint64_t mask) {
-  return __builtin_bitreverse64(__builtin_bitreverse64(bucket | ~mask) + 1);
-}
-
 Arena private_arena(const Options& options) {
   Result<Arena> arena = Arena::make_private(options.shape());
   if (!arena) {
@@ -27,7 +20,6 @@ Arena private_arena(const Options& options) {
 }
 
 constexpr unsigned kShardBuckets = 64;  // looked at for expiry before the lock is given back
-constexpr unsigned kAttempts = 4;       // lookups without the lock
 
 }  // namespace
 
@@ -45,8 +37,10 @@ Store::Store(const Options& options, Arena arena)
       partitions_(arena_.partitions()),
       tag_stamps_(arena_.tag_stamps()),
       tag_clock_(arena_.header().tag_clock) {
-  for (unsigned i = 0; i < options.shards; ++i)
+  for (unsigned i = 0; i < options.shards; ++i) {
     shards_.push_back(std::make_unique<Shard>(*this, i));
+    paths_.push_back({shards_.back()->index, &shards_.back()->state.exclusive});
+  }
   if (!arena_.found()) init_shards();
 }
 
@@ -62,65 +56,6 @@ Store::~Store() = default;
 // The bits of a hash: index buckets take the lowest 32, their tags the next 8, partitions up to 10
 // from bit 48, shards the top 6. No two of them overlap, so none is skewed within another.
 Store::Shard& Store::shard_of(Hash hash) const { return *shards_[number_of(hash)]; }
-
-bool Store::is_void(const Entry& entry, Hash hash) const {
-  const std::uint64_t word = entry.load_bits();
-  if ((word & bits::kVoided) != 0) return true;
-  if (!Entry::is_filled(word)) return false;  // set, not filled: nothing but its key voids it
-  // Generations are kept to 32 bits in an entry.
-  const auto generation = static_cast<std::uint32_t>(
-      partitions_[partition_of(hash)].generation.load(std::memory_order_acquire));
-  std::array<std::uint64_t, 255> stamps;  // NOLINT: only what is written is read
-  const std::size_t tags = entry.tag_count(word);
-  for (std::size_t i = 0; i < tags; ++i)
-    stamps[i] = tag_stamps_[entry.tag_slot(i)].load(std::memory_order_acquire);
-  return policy::is_void(entry.generation(), tags > 0 ? entry.stamp() : 0, generation,
-                         std::span(stamps.data(), tags), options_.rules);
-}
-
-void Store::look_at(const Entry& entry, std::uint64_t word, Hash hash, View& view) const {
-  const std::size_t text = entry.text_offset(word);
-  const char* const key = entry.block() + text;
-  view.key = {key, Entry::key_size(word)};
-  view.value = {key + view.key.size(), Entry::value_size(word)};
-  if (Entry::is_filled(word)) {
-    const std::uint64_t when = entry.when();
-    const std::uint64_t life = entry.life();
-    const TimeUs as_of = Entry::decode_time(when);
-    view.meta = Meta{.cache_id = entry.filled_cache_id(),
-                     .negative = (word & bits::kNegative) != 0,
-                     .tag_count = static_cast<std::uint8_t>(entry.tag_count(word)),
-                     .load_us = decode_load(entry.load_took()),
-                     .ttl_us = Span::decode(entry.ttl()),
-                     .as_of = as_of,
-                     .soft_expiry = Entry::soft_expiry_of(as_of, life),
-                     .useless_at = Entry::useless_at_of(as_of, life)};
-    view.is_void = is_void(entry, hash);
-  } else {
-    view.meta.soft_expiry = view.meta.useless_at = entry.useless_at(word);
-  }
-}
-
-Store::Found Store::find(std::string_view key, Hash hash, TimeUs now, View& view) const {
-  const Shard& shard = shard_of(hash);
-  for (unsigned attempt = 0; attempt < kAttempts; ++attempt) {
-    // Several keys are being changed as one step: wait for its end, at the lock.
-    if (shard.state.exclusive.load(std::memory_order_acquire) != 0) return Found::ask_again;
-    bool proven = true;
-    const Ref ref = shard.index.find(key, hash, proven);
-    if (ref == kNoRef) {
-      if (proven) return Found::no;
-      continue;
-    }
-    const Entry entry = shard.at(ref);
-    const std::uint64_t word = entry.load_bits();
-    look_at(entry, word, hash, view);
-    if (view.meta.useless_at <= now) return Found::no;
-    larder::near::touch(entry.link());
-    return Found::yes;
-  }
-  return Found::ask_again;
-}
 
 bool Store::lookup_locked(std::string_view key, Hash hash, TimeUs now,
                           void (*visit)(void*, const View&), void* context) {
@@ -265,30 +200,24 @@ bool Store::erase(std::string_view key, Hash hash) {
   return true;
 }
 
-// A cursor goes over buckets as if their number were a power of two: bucket b stands for itself
-// and, where the index has grown beyond that power, for the one that was split from it. Calls
-// step(shard, bucket) for up to `count` of them, under the shard's lock, which is taken here unless
-// `locked`.
+// A cursor is the number of a shard and a hash: all entries of smaller hashes have been met. That
+// means the same however much the index has grown meanwhile. Calls step(shard, bucket) for up to
+// `count` buckets, under the shard's lock, which is taken here unless `locked`.
 template <class Step>
 std::uint64_t Store::walk(std::uint64_t cursor, unsigned count, bool locked,
                           Step&& step) const LARDER_NO_ANALYSIS {
   const unsigned bits = static_cast<unsigned>(std::countr_zero(options_.shards));
   while (true) {
     const std::uint64_t number = cursor & (options_.shards - 1);
-    std::uint64_t bucket = cursor >> bits;
+    std::uint64_t hash = cursor >> bits & 0xffffffffULL;
     Shard& shard = *shards_[number];
     if (!locked) shard.mutex.lock();
-    const std::uint32_t buckets = shard.index.buckets();
-    const std::uint32_t round = std::bit_floor(buckets);
     do {
-      const auto low = static_cast<std::uint32_t>(bucket & (round - 1));
-      step(shard, shard.index.bucket(low));
-      if (low + round < buckets) step(shard, shard.index.bucket(low + round));
-      bucket = next_bucket(bucket, round - 1);
+      step(shard, shard.index.bucket(shard.index.id_at(hash, hash)));
       count -= count > 0 ? 1 : 0;
-    } while (bucket != 0 && count > 0);
+    } while (hash < 1ULL << 32 && count > 0);
     if (!locked) shard.mutex.unlock();
-    if (bucket != 0) return (bucket << bits) | number;
+    if (hash < 1ULL << 32) return (hash << bits) | number;
     if (number + 1 == options_.shards) return 0;
     cursor = number + 1;
     if (count == 0) return cursor;

@@ -260,6 +260,12 @@ class Store {
 
   // REQUIRES: pinned.
   Found find(std::string_view key, Hash hash, TimeUs now, View& view) const;
+  static constexpr unsigned kAttempts = 4;  // of lookups without the lock
+  // What a lookup needs of a shard, in a cache line of its own that nobody writes.
+  struct alignas(64) Path {
+    Index index;
+    const std::atomic<std::uint32_t>* exclusive;
+  };
   bool lookup_locked(std::string_view key, Hash hash, TimeUs now, void (*visit)(void*, const View&),
                      void* context);
   unsigned number_of(Hash hash) const { return (hash >> 58) & (options_.shards - 1); }
@@ -290,7 +296,69 @@ class Store {
   std::span<std::atomic<std::uint64_t>> tag_stamps_;
   std::atomic<std::uint64_t>& tag_clock_;
   std::vector<std::unique_ptr<Shard>> shards_;
+  std::vector<Path> paths_;            // of the shards
   std::atomic<unsigned> expiring_{0};  // the shard that is next
 };
+
+// Inline, so that what a visitor does not look at is not even decoded.
+
+inline bool Store::is_void(const Entry& entry, Hash hash) const {
+  const std::uint64_t word = entry.load_bits();
+  if ((word & bits::kVoided) != 0) return true;
+  if (!Entry::is_filled(word)) return false;  // set, not filled: nothing but its key voids it
+  // Generations are kept to 32 bits in an entry.
+  const auto generation = static_cast<std::uint32_t>(
+      partitions_[partition_of(hash)].generation.load(std::memory_order_acquire));
+  std::array<std::uint64_t, 255> stamps;  // NOLINT: only what is written is read
+  const std::size_t tags = entry.tag_count(word);
+  for (std::size_t i = 0; i < tags; ++i)
+    stamps[i] = tag_stamps_[entry.tag_slot(i)].load(std::memory_order_acquire);
+  return policy::is_void(entry.generation(), tags > 0 ? entry.stamp() : 0, generation,
+                         std::span(stamps.data(), tags), options_.rules);
+}
+
+inline void Store::look_at(const Entry& entry, std::uint64_t word, Hash hash, View& view) const {
+  const std::size_t text = entry.text_offset(word);
+  const char* const key = entry.block() + text;
+  view.key = {key, Entry::key_size(word)};
+  view.value = {key + view.key.size(), Entry::value_size(word)};
+  if (Entry::is_filled(word)) {
+    const std::uint64_t when = entry.when();
+    const std::uint64_t life = entry.life();
+    const TimeUs as_of = Entry::decode_time(when);
+    view.meta = Meta{.cache_id = entry.filled_cache_id(),
+                     .negative = (word & bits::kNegative) != 0,
+                     .tag_count = static_cast<std::uint8_t>(entry.tag_count(word)),
+                     .load_us = decode_load(entry.load_took()),
+                     .ttl_us = Span::decode(entry.ttl()),
+                     .as_of = as_of,
+                     .soft_expiry = Entry::soft_expiry_of(as_of, life),
+                     .useless_at = Entry::useless_at_of(as_of, life)};
+    view.is_void = is_void(entry, hash);
+  } else {
+    view.meta.soft_expiry = view.meta.useless_at = entry.useless_at(word);
+  }
+}
+
+inline Store::Found Store::find(std::string_view key, Hash hash, TimeUs now, View& view) const {
+  const Path& path = paths_[number_of(hash)];
+  for (unsigned attempt = 0; attempt < kAttempts; ++attempt) {
+    // Several keys are being changed as one step: wait for its end, at the lock.
+    if (path.exclusive->load(std::memory_order_acquire) != 0) return Found::ask_again;
+    bool proven = true;
+    const Ref ref = path.index.find(key, hash, proven);
+    if (ref == kNoRef) {
+      if (proven) return Found::no;
+      continue;
+    }
+    const Entry entry = path.index.at(ref);
+    const std::uint64_t word = entry.load_bits();
+    look_at(entry, word, hash, view);
+    if (view.meta.useless_at <= now) return Found::no;
+    larder::near::touch(entry.link());
+    return Found::yes;
+  }
+  return Found::ask_again;
+}
 
 }  // namespace larder::near

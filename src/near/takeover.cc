@@ -106,11 +106,19 @@ class Store::Remains {
   template <class Visit>
   void each(Visit&& visit) const {
     const auto& state = *reinterpret_cast<const ShardState*>(region_.data());
-    const std::uint64_t most = std::uint64_t{layout_.max_segments} << layout_.segment_shift;
-    const std::uint64_t buckets = std::min<std::uint64_t>(state.index.buckets.load(), most);
+    const std::uint64_t growth = state.index.growth.load();
     std::unordered_set<Ref> overflows;  // a chain that was cut in two may meet another
-    for (std::uint64_t number = 0; number < buckets; ++number) {
-      const Bucket* bucket = bucket_at(static_cast<std::uint32_t>(number));
+    for (std::uint64_t hash = 0; hash < 1ULL << 32;) {
+      // As Index::id_at(), with numbers that may be anything.
+      const unsigned place = IndexState::place(growth, hash);
+      const std::uint32_t count = state.index.buckets[place].load();
+      if (count == 0 || count > std::uint64_t{layout_.max_segments} << layout_.segment_shift)
+        return;
+      const std::uint32_t number = IndexState::number(hash, count);
+      const Bucket* bucket = bucket_at(place, number);
+      const std::uint64_t boundary = growth & IndexState::kBoundary;
+      const std::uint64_t next = IndexState::first_hash(number + 1, count);
+      hash = hash < boundary ? std::min(next, boundary) : next;
       while (bucket != nullptr) {
         for (const auto& slot : bucket->refs)
           if (const auto word = word_of(slot.load(std::memory_order_relaxed)); word != 0)
@@ -134,10 +142,11 @@ class Store::Remains {
     return Entry(const_cast<char*>(region_.data()) + offset(ref));  // it is only read
   }
 
-  const Bucket* bucket_at(std::uint32_t number) const {
+  const Bucket* bucket_at(unsigned place, std::uint32_t number) const {
     const auto* directory =
         reinterpret_cast<const std::atomic<Ref>*>(region_.data() + layout_.directory_at);
-    const Ref segment = directory[number >> layout_.segment_shift].load();
+    const Ref segment =
+        directory[place * layout_.max_segments + (number >> layout_.segment_shift)].load();
     const std::uint32_t count = 1U << layout_.segment_shift;
     if (!inside(segment, count * (sizeof(Bucket) + sizeof(Timer)))) return nullptr;
     return reinterpret_cast<const Bucket*>(region_.data() + offset(segment)) +

@@ -35,35 +35,33 @@ std::string Store::Shard::verify() {
     return fmt::format("{} entries in the heap, {} counted", entries.size(), stats.entries);
 
   std::uint64_t indexed = 0;
-  for (std::uint32_t number = 0; number < index.buckets(); ++number) {
-    const Bucket& head = index.bucket(number);
+  std::string wrong;
+  each_bucket([&](BucketId id) LARDER_NO_ANALYSIS {
+    const Bucket& head = index.bucket(id);
     for (Ref next = head.overflow(); next != kNoRef; next = index.overflow_at(next).overflow())
       ++overflows;
-    std::string wrong;
     TimeUs earliest = kNever;
     index.each(head, [&](Ref ref) LARDER_NO_ANALYSIS {
       ++indexed;
       if (!entries.contains(ref)) {
-        wrong = fmt::format("bucket {} names {}, which is no entry", number, ref);
+        wrong = fmt::format("bucket {} names {}, which is no entry", id, ref);
         return false;
       }
       const Hash hash = hash_of(ref);
-      if (Index::address(hash, index.buckets()) != number)
-        wrong = fmt::format("entry {} is in bucket {}", ref, number);
+      if (index.id_of(hash) != id) wrong = fmt::format("entry {} is in bucket {}", ref, id);
       if (find(at(ref).key(at(ref).load_bits()), hash) != ref)
         wrong = fmt::format("entry {} is not found", ref);
       earliest = std::min(earliest, at(ref).useless_at(at(ref).load_bits()));
-      return wrong.empty();
+      return true;
     });
-    if (!wrong.empty()) return wrong;
-    if (earliest != kNever && index.timer(number).slot == 0)
-      return fmt::format("bucket {} is not in the wheel", number);
-  }
+    if (earliest != kNever && index.timer(id).slot == 0)
+      wrong = fmt::format("bucket {} is not in the wheel", id);
+  });
+  if (!wrong.empty()) return wrong;
   if (indexed != entries.size()) return "an entry is not in the index";
   if (overflows != state.index.overflows) return "the count of overflow buckets is wrong";
 
   std::uint64_t queued = 0;
-  std::string wrong;
   for (unsigned queue = 0; queue < kQueues; ++queue)
     eviction().for_each(queue, [&](Ref ref) {
       ++queued;

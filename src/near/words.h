@@ -33,6 +33,22 @@ inline void zero_words(char* at, std::size_t size) {
     store_word<std::uint64_t>(at + i, 0);
 }
 
+// Are the bytes equal? For short keys in memory that does not change: no call, no branch a byte.
+inline bool same_bytes(const char* a, const char* b, std::size_t size) {
+  const auto word = [](const char* at) {
+    std::uint64_t bytes;  // NOLINT(cppcoreguidelines-init-variables)
+    std::memcpy(&bytes, at, sizeof bytes);
+    return bytes;
+  };
+  if (size >= sizeof(std::uint64_t)) {
+    const std::size_t last = size - sizeof(std::uint64_t);
+    for (std::size_t i = 0; i < last; i += sizeof(std::uint64_t))
+      if (word(a + i) != word(b + i)) return false;
+    return word(a + last) == word(b + last);
+  }
+  return std::memcmp(a, b, size) == 0;
+}
+
 // From private memory into shared memory.
 inline void store_bytes(char* to, const char* from, std::size_t size) {
   for (std::size_t head = std::min(bytes_to_word(to), size); head > 0; --head, --size)
