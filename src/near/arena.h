@@ -90,7 +90,6 @@ struct ArenaLayout {
   std::uint64_t ghost_at = 0;
   std::uint64_t ghost_rows = 0;
   std::uint64_t heap_at = 0;
-  std::uint32_t segment_shift = 0;
   std::uint32_t max_segments = 0;
 
   // An error if the numbers do not fit together.

@@ -50,9 +50,7 @@ Result<ArenaLayout> ArenaLayout::of(const ArenaHeader::Fixed& fixed) {
   layout.tags_at = layout.partitions_at + up(fixed.partitions * sizeof(Partition), kLine);
   layout.shards_at = layout.tags_at + up(fixed.tag_slots * 8ULL, kLine);
   const std::uint64_t shard = fixed.shard_bytes;
-  layout.segment_shift = static_cast<std::uint32_t>(
-      std::clamp<int>(static_cast<int>(std::bit_width(shard >> 16)), 2, 6));
-  const std::uint64_t segment_entries = std::uint64_t{8} << layout.segment_shift;
+  const std::uint64_t segment_entries = std::uint64_t{8} << Index::kSegmentShift;
   layout.max_segments = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(shard / kLeastEntryBytes / segment_entries + 1, 1U << 25));
   layout.directory_at = up(sizeof(ShardState), kLine);

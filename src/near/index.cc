@@ -88,13 +88,13 @@ Ref Index::remove(Hash hash, Ref ref) {
 // In front of the first bucket: the heap's first word, what limbo keeps in a block (both are
 // overwritten while readers may still look at the buckets), and the number of the block.
 std::uint32_t Index::segment_units() const {
-  const std::size_t count = std::size_t{1} << segment_shift_;
+  const std::size_t count = std::size_t{1} << kSegmentShift;
   return Heap::units_for(kOverflowOffset + kGranule + alignof(Bucket) +
                          count * (sizeof(Bucket) + sizeof(Timer)));
 }
 
 void Index::add_segment(BucketId id, Ref block) {
-  const std::size_t count = std::size_t{1} << segment_shift_;
+  const std::size_t count = std::size_t{1} << kSegmentShift;
   constexpr auto kLine = static_cast<Ref>(alignof(Bucket) / kGranule);
   const Ref first = (block + kOverflowOffset / kGranule + 1 + kLine - 1) / kLine * kLine;
   char* const at = base_ + std::uint64_t{first} * kGranule;
@@ -107,7 +107,7 @@ void Index::start(Ref segment) {
   state_->target = 0;
   state_->overflows = 0;
   add_segment(0, segment);
-  state_->buckets[0].store(1U << segment_shift_, std::memory_order_relaxed);
+  state_->buckets[0].store(1U << kSegmentShift, std::memory_order_relaxed);
   state_->buckets[1].store(0, std::memory_order_relaxed);
   state_->growth.store(0, std::memory_order_release);
 }

@@ -49,10 +49,15 @@ struct IndexState {
   std::uint32_t overflows;                            // how many overflow buckets there are
 
   static constexpr std::uint64_t kBoundary = (1ULL << 33) - 1;
-  // Which of the two places holds the bucket of this hash, as of `growth`.
-  static unsigned place(std::uint64_t growth, Hash hash) {
+  // The number of the table that holds the bucket of this hash, as of `growth`: the bucket stays
+  // where it is for as long as this stays the same.
+  static std::uint64_t table(std::uint64_t growth, Hash hash) {
     const bool moved = (hash & 0xffffffffULL) < (growth & kBoundary);
-    return static_cast<unsigned>((growth >> 33) + (moved ? 1 : 0)) & 1;
+    return (growth >> 33) + (moved ? 1 : 0);
+  }
+  // In which of the two places it is.
+  static unsigned place(std::uint64_t growth, Hash hash) {
+    return static_cast<unsigned>(table(growth, hash)) & 1;
   }
   static std::uint32_t number(Hash hash, std::uint32_t buckets) {
     return static_cast<std::uint32_t>((hash & 0xffffffffULL) * buckets >> 32);
@@ -78,16 +83,11 @@ class Index {
   static constexpr double kLoad = 8.5;         // entries a bucket beyond which it grows
   static constexpr std::uint32_t kGrowth = 4;  // by one in so many
   static constexpr BucketId kPlace = 1U << 31;
+  static constexpr unsigned kSegmentShift = 5;  // a segment has 32 buckets
 
-  // `directory`: first blocks of segments, `max_segments` for each of the two places. A segment has
-  // 1 << segment_shift buckets.
-  Index(char* base, IndexState& state, std::atomic<Ref>* directory, std::uint32_t segment_shift,
-        std::uint32_t max_segments)
-      : base_(base),
-        state_(&state),
-        directory_(directory),
-        segment_shift_(segment_shift),
-        max_segments_(max_segments) {}
+  // `directory`: first buckets of segments, `max_segments` for each of the two places.
+  Index(char* base, IndexState& state, std::atomic<Ref>* directory, std::uint32_t max_segments)
+      : base_(base), state_(&state), directory_(directory), max_segments_(max_segments) {}
 
   // ---- addresses ----
 
@@ -100,11 +100,11 @@ class Index {
            (place != 0 ? kPlace : 0);
   }
   Bucket& bucket(BucketId id) const {
-    return reinterpret_cast<Bucket*>(segment(id))[id & ((1U << segment_shift_) - 1)];
+    return reinterpret_cast<Bucket*>(segment(id))[id & ((1U << kSegmentShift) - 1)];
   }
   Bucket& home(Hash hash) const { return bucket(id_of(hash)); }
   Timer& timer(BucketId id) const {
-    const std::uint32_t count = 1U << segment_shift_;
+    const std::uint32_t count = 1U << kSegmentShift;
     return reinterpret_cast<Timer*>(segment(id) + count * sizeof(Bucket))[id & (count - 1)];
   }
   Entry at(Ref ref) const { return Entry(base_ + std::uint64_t{ref} * kGranule); }
@@ -121,19 +121,19 @@ class Index {
 
   // The entry of this key, or kNoRef. With `proven` set to false: perhaps it is there, ask again
   // (something moved). Lock-free; REQUIRES: pinned, or the lock is held (then it is proven).
-  Ref find(std::string_view key, Hash hash, bool& proven) const {
+  [[gnu::always_inline]] Ref find(std::string_view key, Hash hash, bool& proven) const {
     const std::uint64_t growth = state_->growth.load(std::memory_order_acquire);
     const unsigned place = IndexState::place(growth, hash);
     const std::uint32_t number =
         IndexState::number(hash, state_->buckets[place].load(std::memory_order_acquire));
-    const Ref first = directory_[place * max_segments_ + (number >> segment_shift_)].load(
+    const Ref first = directory_[place * max_segments_ + (number >> kSegmentShift)].load(
         std::memory_order_acquire);
     if (first == kNoRef) [[unlikely]] {  // a table that began after we looked at its number
       proven = false;
       return kNoRef;
     }
     const Bucket& head = reinterpret_cast<const Bucket*>(
-        base_ + std::uint64_t{first} * kGranule)[number & ((1U << segment_shift_) - 1)];
+        base_ + std::uint64_t{first} * kGranule)[number & ((1U << kSegmentShift) - 1)];
     const std::uint64_t control = head.control.load(std::memory_order_acquire);
     for (const Bucket* bucket = &head;;) {
       const std::uint64_t rest = bucket->rest.load(std::memory_order_acquire);
@@ -227,7 +227,7 @@ class Index {
   bool is_growing() const { return state_->target != 0; }
   bool wants_to_grow(std::uint64_t entries) const {
     return static_cast<double>(entries) > static_cast<double>(buckets()) * kLoad &&
-           next_size() <= std::uint64_t{max_segments_} << segment_shift_;
+           next_size() <= std::uint64_t{max_segments_} << kSegmentShift;
   }
   void begin_growth();
 
@@ -270,10 +270,10 @@ class Index {
     return static_cast<unsigned>(state_->growth.load(std::memory_order_relaxed) >> 33) & 1;
   }
   std::uint64_t next_size() const {
-    return std::uint64_t{buckets()} + std::max(buckets() / kGrowth, 1U << segment_shift_);
+    return std::uint64_t{buckets()} + std::max(buckets() / kGrowth, 1U << kSegmentShift);
   }
   std::size_t slot_of(BucketId id) const {
-    return ((id & kPlace) != 0 ? max_segments_ : 0) + ((id & ~kPlace) >> segment_shift_);
+    return ((id & kPlace) != 0 ? max_segments_ : 0) + ((id & ~kPlace) >> kSegmentShift);
   }
   char* segment(BucketId id) const {
     return base_ +
@@ -313,7 +313,6 @@ class Index {
   char* base_;
   IndexState* state_;
   std::atomic<Ref>* directory_;
-  std::uint32_t segment_shift_;
   std::uint32_t max_segments_;
 };
 
@@ -332,7 +331,7 @@ void Index::finish(const Step& step, Freed&& freed) {
   }
   const std::uint32_t number = step.from & ~kPlace;
   const bool last = step.boundary == 1ULL << 32;
-  const std::uint32_t in_segment = (1U << segment_shift_) - 1;
+  const std::uint32_t in_segment = (1U << kSegmentShift) - 1;
   if (last || (number & in_segment) == in_segment) {
     // Its block begins a little before its first bucket.
     auto& slot = directory_[slot_of(step.from)];

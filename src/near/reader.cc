@@ -118,15 +118,15 @@ const char* Reader::bucket_at(const char* shard, std::uint64_t growth, Hash hash
   const auto& index = reinterpret_cast<const ShardState*>(shard)->index;
   const unsigned place = IndexState::place(growth, hash);
   const std::uint32_t buckets = index.buckets[place].load(std::memory_order_acquire);
-  if (buckets == 0 || buckets > std::uint64_t{layout_.max_segments} << layout_.segment_shift)
+  if (buckets == 0 || buckets > std::uint64_t{layout_.max_segments} << Index::kSegmentShift)
     return nullptr;
   const std::uint32_t number = IndexState::number(hash, buckets);
   const auto* const directory =
       reinterpret_cast<const std::atomic<Ref>*>(shard + layout_.directory_at);
   const Ref segment =
-      directory[place * layout_.max_segments + (number >> layout_.segment_shift)].load(
+      directory[place * layout_.max_segments + (number >> Index::kSegmentShift)].load(
           std::memory_order_acquire);
-  const std::uint32_t mask = (1U << layout_.segment_shift) - 1;
+  const std::uint32_t mask = (1U << Index::kSegmentShift) - 1;
   const std::uint64_t at =
       std::uint64_t{segment} * kGranule + (number & mask) * std::uint64_t{sizeof(Bucket)};
   return segment != kNoRef && within(at, sizeof(Bucket)) ? shard + at : nullptr;
@@ -235,7 +235,9 @@ bool Reader::holds(const Proof& proof) const {
   // Nothing that was read before this is read after it.
   std::atomic_thread_fence(std::memory_order_acquire);
   return proof.control->load(std::memory_order_relaxed) == proof.control_was &&
-         proof.growth->load(std::memory_order_relaxed) == proof.growth_was && same_life();
+         IndexState::table(proof.growth->load(std::memory_order_relaxed), proof.hash) ==
+             proof.table_was &&
+         same_life();
 }
 
 // False: something moved, try again.
@@ -258,7 +260,8 @@ bool Reader::try_get(std::string_view key, char* buffer, std::size_t capacity, R
   const Proof proof{.control = &control,
                     .control_was = control.load(std::memory_order_acquire),
                     .growth = &shard_state.index.growth,
-                    .growth_was = growth};
+                    .table_was = IndexState::table(growth, read.hash),
+                    .hash = read.hash};
   if (rules_.validate && (proof.control_was & 1) != 0) return false;
 
   const Look look = look_for(key, read.hash, shard, home);

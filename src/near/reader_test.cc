@@ -286,7 +286,7 @@ std::atomic<std::uint64_t>& control_of(const Published& node, std::string_view k
   auto& state = *reinterpret_cast<ShardState*>(shard);
   const Index index(shard, state.index,
                     reinterpret_cast<std::atomic<Ref>*>(shard + layout.directory_at),
-                    layout.segment_shift, layout.max_segments);
+                    layout.max_segments);
   return index.home(hash).control;
 }
 

@@ -27,7 +27,7 @@ Store::Shard::Shard(const Store& owner, unsigned number)
       index(owner.arena_.shard(number), state.index,
             reinterpret_cast<std::atomic<Ref>*>(owner.arena_.shard(number) +
                                                 owner.arena_.layout().directory_at),
-            owner.arena_.layout().segment_shift, owner.arena_.layout().max_segments),
+            owner.arena_.layout().max_segments),
       heap(owner.arena_.shard(number), state.heap),
       owned_bytes(owner.arena_.header().fixed.shard_bytes),
       ghost_(

@@ -260,7 +260,6 @@ class Store {
 
   // REQUIRES: pinned.
   Found find(std::string_view key, Hash hash, TimeUs now, View& view) const;
-  static constexpr unsigned kAttempts = 4;  // of lookups without the lock
   // What a lookup needs of a shard, in a cache line of its own that nobody writes.
   struct alignas(64) Path {
     Index index;
@@ -317,7 +316,8 @@ inline bool Store::is_void(const Entry& entry, Hash hash) const {
                          std::span(stamps.data(), tags), options_.rules);
 }
 
-inline void Store::look_at(const Entry& entry, std::uint64_t word, Hash hash, View& view) const {
+[[gnu::always_inline]] inline void Store::look_at(const Entry& entry, std::uint64_t word, Hash hash,
+                                                  View& view) const {
   const std::size_t text = entry.text_offset(word);
   const char* const key = entry.block() + text;
   view.key = {key, Entry::key_size(word)};
@@ -340,25 +340,19 @@ inline void Store::look_at(const Entry& entry, std::uint64_t word, Hash hash, Vi
   }
 }
 
-inline Store::Found Store::find(std::string_view key, Hash hash, TimeUs now, View& view) const {
+[[gnu::always_inline]] inline Store::Found Store::find(std::string_view key, Hash hash, TimeUs now,
+                                                       View& view) const {
   const Path& path = paths_[number_of(hash)];
-  for (unsigned attempt = 0; attempt < kAttempts; ++attempt) {
-    // Several keys are being changed as one step: wait for its end, at the lock.
-    if (path.exclusive->load(std::memory_order_acquire) != 0) return Found::ask_again;
-    bool proven = true;
-    const Ref ref = path.index.find(key, hash, proven);
-    if (ref == kNoRef) {
-      if (proven) return Found::no;
-      continue;
-    }
-    const Entry entry = path.index.at(ref);
-    const std::uint64_t word = entry.load_bits();
-    look_at(entry, word, hash, view);
-    if (view.meta.useless_at <= now) return Found::no;
-    larder::near::touch(entry.link());
-    return Found::yes;
-  }
-  return Found::ask_again;
+  // Several keys are being changed as one step: wait for its end, at the lock.
+  if (path.exclusive->load(std::memory_order_acquire) != 0) return Found::ask_again;
+  bool proven = true;
+  const Ref ref = path.index.find(key, hash, proven);
+  if (ref == kNoRef) return proven ? Found::no : Found::ask_again;
+  const Entry entry = path.index.at(ref);
+  look_at(entry, entry.load_bits(), hash, view);
+  if (view.meta.useless_at <= now) return Found::no;
+  larder::near::touch(entry.link());
+  return Found::yes;
 }
 
 }  // namespace larder::near

@@ -112,7 +112,7 @@ class Store::Remains {
       // As Index::id_at(), with numbers that may be anything.
       const unsigned place = IndexState::place(growth, hash);
       const std::uint32_t count = state.index.buckets[place].load();
-      if (count == 0 || count > std::uint64_t{layout_.max_segments} << layout_.segment_shift)
+      if (count == 0 || count > std::uint64_t{layout_.max_segments} << Index::kSegmentShift)
         return;
       const std::uint32_t number = IndexState::number(hash, count);
       const Bucket* bucket = bucket_at(place, number);
@@ -146,8 +146,8 @@ class Store::Remains {
     const auto* directory =
         reinterpret_cast<const std::atomic<Ref>*>(region_.data() + layout_.directory_at);
     const Ref segment =
-        directory[place * layout_.max_segments + (number >> layout_.segment_shift)].load();
-    const std::uint32_t count = 1U << layout_.segment_shift;
+        directory[place * layout_.max_segments + (number >> Index::kSegmentShift)].load();
+    const std::uint32_t count = 1U << Index::kSegmentShift;
     if (!inside(segment, count * (sizeof(Bucket) + sizeof(Timer)))) return nullptr;
     return reinterpret_cast<const Bucket*>(region_.data() + offset(segment)) +
            (number & (count - 1));
