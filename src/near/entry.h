@@ -93,6 +93,10 @@ constexpr std::uint32_t decode_load(std::uint16_t load) {
 
 // ---- the block ----
 
+constexpr std::uint32_t units_for(std::size_t bytes) {
+  return std::max(static_cast<std::uint32_t>((bytes + kGranule - 1) / kGranule), kMinBlockUnits);
+}
+
 // A block's address, with its layout. A value: copy it. Knows nothing of validity.
 class Entry {
  public:
@@ -138,6 +142,14 @@ class Entry {
   }
   std::string_view value(std::uint64_t word) const {
     return {block_ + text_offset(word) + key_size(word), value_size(word)};
+  }
+
+  // What the block has to hold, in whole units, and what it has.
+  std::uint32_t needed_units(std::uint64_t word) const {
+    return units_for(text_offset(word) + key_size(word) + value_size(word));
+  }
+  std::uint32_t block_units(std::uint64_t word) const {
+    return needed_units(word) + static_cast<std::uint32_t>((word >> bits::kSlackShift) & 3);
   }
 
   // ---- fields ----

@@ -32,9 +32,7 @@ std::uint32_t Heap::units(Ref block) const {
   const Entry entry = at(block);
   const std::uint64_t word = entry.load_bits();
   if ((word & bits::kEntry) == 0) return static_cast<std::uint32_t>(word >> bits::kUnitsShift);
-  const std::size_t bytes =
-      entry.text_offset(word) + Entry::key_size(word) + Entry::value_size(word);
-  return units_for(bytes) + static_cast<std::uint32_t>((word >> bits::kSlackShift) & 3);
+  return entry.block_units(word);
 }
 
 void Heap::link(Ref block, std::uint32_t units) {

@@ -56,9 +56,6 @@ class Heap {
   // Some of the largest free blocks; how many.
   unsigned largest_free(std::span<Ref> blocks) const;
 
-  static constexpr std::uint32_t units_for(std::size_t bytes) {
-    return std::max(static_cast<std::uint32_t>((bytes + kGranule - 1) / kGranule), kMinBlockUnits);
-  }
 
  private:
   struct Class {

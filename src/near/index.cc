@@ -89,7 +89,7 @@ Ref Index::remove(Hash hash, Ref ref) {
 // overwritten while readers may still look at the buckets), and the number of the block.
 std::uint32_t Index::segment_units() const {
   const std::size_t count = std::size_t{1} << kSegmentShift;
-  return Heap::units_for(kOverflowOffset + kGranule + alignof(Bucket) +
+  return units_for(kOverflowOffset + kGranule + alignof(Bucket) +
                          count * (sizeof(Bucket) + sizeof(Timer)));
 }
 

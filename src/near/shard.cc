@@ -88,15 +88,7 @@ std::uint32_t Store::Shard::Entries::weight(Ref ref) const {
 
 std::uint32_t Store::Shard::Entries::cost(Ref ref) const {
   const Entry entry = shard->at(ref);
-  switch (shard->store.options_.cost) {
-    case Cost::one: return 1;
-    case Cost::bytes: return weight(ref);
-    case Cost::load_time: {
-      const std::uint64_t word = entry.load_bits();
-      return Entry::is_filled(word) ? std::max(decode_load(entry.load_took()), 1U) : 1U;
-    }
-  }
-  return 1;
+  return shard->store.cost_of(entry, entry.load_bits());
 }
 
 // ---- storing ----
@@ -104,7 +96,7 @@ std::uint32_t Store::Shard::Entries::cost(Ref ref) const {
 void Store::Shard::write(Ref block, const New& item) {
   const Entry entry = at(block);
   const std::size_t offset = item.text_offset();
-  const std::uint32_t slack = heap.units(block) - Heap::units_for(item.bytes());
+  const std::uint32_t slack = heap.units(block) - units_for(item.bytes());
   std::uint64_t word = (entry.load_bits() & bits::kPrevFree) | bits::kEntry |
                        std::uint64_t{slack} << bits::kSlackShift |
                        std::uint64_t{item.key.size()} << bits::kKeyShift |
@@ -137,12 +129,16 @@ void Store::Shard::write(Ref block, const New& item) {
 }
 
 policy::Refusal Store::Shard::install(const New& item) {
+  if (const unsigned tuning = store.tuning_.load(std::memory_order_relaxed); tuning != tuning_) {
+    tuning_ = tuning;
+    eviction().tune(Controller::kCandidates[tuning]);
+  }
   if (item.bytes() > store.max_entry_bytes() || item.key.size() > kMaxKeyBytes ||
       item.value.size() > kMaxValueBytes)
     return policy::Refusal::too_large;
   grow();
   Ref old = find(item.key, item.hash);
-  const Ref block = allocate(Heap::units_for(item.bytes()), old);
+  const Ref block = allocate(units_for(item.bytes()), old);
   if (block == kNoRef) return old != kNoRef ? overwrite(old, item) : policy::Refusal::no_room;
   // Asked for last: making room may have emptied an overflow bucket, and taken it out of the chain.
   Ref spare = kNoRef;
@@ -155,6 +151,7 @@ policy::Refusal Store::Shard::install(const New& item) {
   }
   write(block, item);
   link_in(block, old, spare, item);
+  store.record(at(block), at(block).load_bits(), item.hash);
   if (limbo_units_ > owned_bytes / kGranule / kLimboShare) reclaim();
   return policy::Refusal::none;
 }
@@ -205,7 +202,7 @@ policy::Refusal Store::Shard::overwrite(Ref old, const New& item) {
                             (units * kGranule) - Entry::kPlainText);
     eviction().remove(old);
     heap.release(old);
-    block = heap.allocate(Heap::units_for(item.bytes()), true);
+    block = heap.allocate(units_for(item.bytes()), true);
     if (block != kNoRef) {
       write(block, item);
     } else {

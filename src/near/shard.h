@@ -136,6 +136,7 @@ struct alignas(64) Store::Shard {
   bool await_readers() LARDER_REQUIRES(mutex);
 
   Ghost ghost_;
+  unsigned tuning_ LARDER_GUARDED_BY(mutex) = 0;  // of Controller::kCandidates
   Ref limbo_first_ LARDER_GUARDED_BY(mutex) = kNoRef;
   Ref limbo_last_ LARDER_GUARDED_BY(mutex) = kNoRef;
   std::uint32_t limbo_units_ LARDER_GUARDED_BY(mutex) = 0;

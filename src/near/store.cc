@@ -27,6 +27,12 @@ std::uint64_t Store::max_entry_bytes(const Options& options) {
   return std::min<std::uint64_t>(options.capacity_bytes / options.shards / 8, kMaxValueBytes);
 }
 
+// An adapting store has room for thousands of entries, and the controller is a hundredth at most.
+std::uint64_t Options::controller_bytes() const {
+  constexpr std::uint64_t kLeast = 16 << 20;
+  return adapt && capacity_bytes >= kLeast ? Controller(controller()).bytes() : 0;
+}
+
 Store::Store(const Options& options) : Store(options, private_arena(options)) {}
 
 Store::Store(const Options& options, Arena arena)
@@ -41,6 +47,8 @@ Store::Store(const Options& options, Arena arena)
     shards_.push_back(std::make_unique<Shard>(*this, i));
     paths_.push_back({shards_.back()->index, &shards_.back()->state.exclusive});
   }
+  if (options.controller_bytes() > 0)
+    controller_ = std::make_unique<Controller>(options.controller());
   if (!arena_.found()) init_shards();
 }
 
@@ -52,6 +60,33 @@ void Store::init_shards() {
 }
 
 Store::~Store() = default;
+
+std::uint32_t Store::cost_of(const Entry& entry, std::uint64_t word) const {
+  switch (options_.cost) {
+    case Cost::one: return 1;
+    case Cost::bytes: return entry.block_units(word) * static_cast<std::uint32_t>(kGranule);
+    case Cost::load_time:
+      return Entry::is_filled(word) ? std::max(decode_load(entry.load_took()), 1U) : 1U;
+  }
+  return 1;
+}
+
+// Samples may be lost: those that come while another thread records one, and repetitions. So a key
+// that everybody reads all the time costs no more than any other.
+void Store::record_sample(const Entry& entry, std::uint64_t word, Hash hash) const {
+  thread_local Hash last = 0;
+  if (hash == last) return;
+  last = hash;
+  if (recording_.test_and_set(std::memory_order_acquire)) return;
+  controller_->record(hash, entry.block_units(word) * static_cast<std::uint32_t>(kGranule),
+                      cost_of(entry, word));
+  if (controller_->decide()) {
+    for (unsigned i = 0; i < Controller::kCandidates.size(); ++i)
+      if (Controller::kCandidates[i] == controller_->current())
+        tuning_.store(i, std::memory_order_relaxed);
+  }
+  recording_.clear(std::memory_order_release);
+}
 
 // The bits of a hash: index buckets take the lowest 32, their tags the next 8, partitions up to 10
 // from bit 48, shards the top 6. No two of them overlap, so none is skewed within another.
@@ -270,7 +305,7 @@ void Store::clear(bool declared) {
 }
 
 Stats Store::stats() const {
-  Stats sum;
+  Stats sum{.bytes = controller_ != nullptr ? controller_->bytes() : 0};
   for (const auto& shard : shards_) {
     MutexLock lock(shard->mutex);
     sum.bytes += shard->bytes_held();

@@ -25,6 +25,7 @@
 #include "base/hash.h"
 #include "base/sync.h"
 #include "near/arena.h"
+#include "near/controller.h"
 #include "near/pins.h"
 #include "policy/fill_rules.h"
 
@@ -42,16 +43,19 @@ struct Options {
   unsigned caches = 64;          // declared caches that other processes may read
   bool evict_plain = true;       // false: plain keys are never evicted
   Cost cost = Cost::one;
+  bool adapt = true;    // let a Controller tune the eviction; it counts as part of the capacity
   policy::Rules rules;  // tests only
 
   ArenaShape shape(std::uint64_t fingerprint = 0) const {
-    return {.bytes = capacity_bytes,
+    return {.bytes = capacity_bytes - controller_bytes(),
             .shards = shards,
             .partitions = partitions,
             .tag_slots = tag_slots,
             .caches = caches,
             .fingerprint = fingerprint};
   }
+  Controller::Options controller() const { return {.capacity = capacity_bytes, .shards = shards}; }
+  std::uint64_t controller_bytes() const;
 };
 
 // What an entry is, beside its key and value. All times in microseconds (base/clock.h). Spans of
@@ -278,6 +282,13 @@ class Store {
     const std::function<Trust(std::uint16_t)>& trust;
   };
   void restore(std::span<const char> region, const Takeover& how, Restored& restored);
+  std::uint32_t cost_of(const Entry& entry, std::uint64_t word) const;
+  // A request of this entry's key, for the controller.
+  void record(const Entry& entry, std::uint64_t word, Hash hash) const {
+    if (controller_ != nullptr && controller_->sampled(hash)) [[unlikely]]
+      record_sample(entry, word, hash);
+  }
+  void record_sample(const Entry& entry, std::uint64_t word, Hash hash) const;
   void look_at(const Entry& entry, std::uint64_t word, Hash hash, View& view) const;
   bool is_void(const Entry& entry, Hash hash) const;
   std::uint32_t tag_slot(Hash tag) const {
@@ -295,8 +306,11 @@ class Store {
   std::span<std::atomic<std::uint64_t>> tag_stamps_;
   std::atomic<std::uint64_t>& tag_clock_;
   std::vector<std::unique_ptr<Shard>> shards_;
-  std::vector<Path> paths_;            // of the shards
-  std::atomic<unsigned> expiring_{0};  // the shard that is next
+  std::vector<Path> paths_;                  // of the shards
+  std::unique_ptr<Controller> controller_;   // null: the tuning stays as it is
+  mutable std::atomic_flag recording_;       // somebody uses the controller
+  mutable std::atomic<unsigned> tuning_{0};  // of Controller::kCandidates; shards follow
+  std::atomic<unsigned> expiring_{0};        // the shard that is next
 };
 
 // Inline, so that what a visitor does not look at is not even decoded.
@@ -349,9 +363,11 @@ inline bool Store::is_void(const Entry& entry, Hash hash) const {
   const Ref ref = path.index.find(key, hash, proven);
   if (ref == kNoRef) return proven ? Found::no : Found::ask_again;
   const Entry entry = path.index.at(ref);
-  look_at(entry, entry.load_bits(), hash, view);
+  const std::uint64_t word = entry.load_bits();
+  look_at(entry, word, hash, view);
   if (view.meta.useless_at <= now) return Found::no;
   larder::near::touch(entry.link());
+  record(entry, word, hash);
   return Found::yes;
 }
 
