@@ -75,6 +75,7 @@ inline void copy_link(Link& to, Link& from) {
 struct Tuning {
   std::uint8_t small_percent = 10;  // of the weight: the share of the small queue
   bool promote_all = false;         // from small to main: no proof wanted
+  std::uint16_t heavy_part = 160;   // what is lighter than capacity / heavy_part is not heavy
 
   friend bool operator==(const Tuning&, const Tuning&) = default;
 };
@@ -101,7 +102,9 @@ struct EvictionState {
   std::uint64_t occupied;                           // which main queues are not empty
   std::uint64_t inflation;                          // L in units of 2^kLeastExponent / 64; wraps
   std::uint64_t capacity;  // the weight of which the small queue has its share
+  std::uint64_t whole;     // the same, or that of the cache if this is a miniature of it
   std::uint64_t small_weight;
+  std::uint64_t heavy_weight;  // what is lighter is always welcome
   std::uint64_t main_weight;
   std::uint64_t remembered;  // by the ghost, in all
   std::uint32_t main_count;
@@ -113,11 +116,13 @@ inline void set_tuning(EvictionState& state, const Tuning& tuning) {
   state.tuning = tuning;
   state.small_weight = state.capacity / 100 * tuning.small_percent +
                        state.capacity % 100 * tuning.small_percent / 100;
+  state.heavy_weight = state.whole / std::max<unsigned>(tuning.heavy_part, 1);
 }
 
 inline void init_eviction(EvictionState& state, std::uint64_t capacity, const Tuning& tuning = {}) {
   state = EvictionState{};
   state.capacity = capacity;
+  state.whole = capacity;
   set_tuning(state, tuning);
 }
 
@@ -145,7 +150,7 @@ class Eviction {
   // remembered, and welcome when it has come often enough. Only what is 8 times heavier than the
   // mean is ever refused. Ask when something has to be evicted, before it is.
   bool welcome(Hash hash, std::uint32_t weight, std::uint32_t cost) {
-    if (std::uint64_t{weight} * kHeavyPart <= state_.small_weight) return true;
+    if (weight <= state_.heavy_weight) return true;
     const Queue& small = state_.queues[kSmallQueue];
     const std::uint64_t count = std::uint64_t{small.count} + state_.main_count;
     if (weight / kHeavyTimes * count <= small.weight + state_.main_weight) return true;
@@ -253,9 +258,7 @@ class Eviction {
   void tune(const Tuning& tuning) { set_tuning(state_, tuning); }
 
   static constexpr unsigned kMaxSteps = 64;
-  // Heavy is what takes more than 1/16 of the small queue's share and 8 times the mean.
-  static constexpr unsigned kHeavyPart = 16;
-  static constexpr unsigned kHeavyTimes = 8;
+  static constexpr unsigned kHeavyTimes = 8;  // the mean, or more
 
  private:
   using Queue = EvictionState::Queue;

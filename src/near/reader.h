@@ -93,7 +93,8 @@ class Reader {
     const std::atomic<std::uint64_t>* control;
     std::uint64_t control_was;
     const std::atomic<std::uint64_t>* growth;
-    std::uint64_t growth_was;
+    std::uint64_t table_was;
+    Hash hash;
   };
   struct Terms {
     bool answerable = false;
