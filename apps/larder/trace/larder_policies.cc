@@ -1,7 +1,9 @@
 // The policy that the near tier ships, over entries that are nothing else.
 #include <algorithm>
+#include <optional>
 #include <vector>
 
+#include "near/controller.h"
 #include "near/eviction.h"
 #include "trace/simulator.h"
 
@@ -16,13 +18,16 @@ std::size_t ghost_rows(std::uint64_t capacity, Unit unit) {
   return std::max(bytes / sizeof(near::GhostRow), std::size_t{1});
 }
 
-class Larder : public Online {
+class Larder final : public Online {
  public:
-  Larder(std::uint64_t capacity, Unit unit)
+  Larder(std::uint64_t capacity, Unit unit, bool controlled)
       : Online(capacity),
         ghost_(ghost_rows(capacity, unit)),
         eviction_(Entries{*this}, state_, near::Ghost(ghost_)) {
     near::init_eviction(state_, capacity);
+    // Traces are short beside what a node sees in a day: sample as much as a miniature can take.
+    if (controlled)
+      controller_.emplace(near::Controller::Options{.capacity = capacity, .least_shift = 0});
   }
 
  private:
@@ -53,11 +58,19 @@ class Larder : public Online {
   bool hit(std::uint32_t key) override {
     if (!slots_[key].stored) return false;
     near::touch(slots_[key].link);
+    record(hash_of(key), weights_[key]);
     return true;
+  }
+
+  void record(Hash hash, std::uint32_t weight) {
+    if (!controller_ || !controller_->sampled(hash)) return;
+    controller_->record(hash, weight, 1);
+    if (const auto tuning = controller_->decide()) eviction_.tune(*tuning);
   }
 
   void store(std::uint32_t key, std::uint32_t weight) override {
     const Hash hash = hash_of(key);
+    record(hash, weight);
     if (used_ + weight > capacity_ && !eviction_.welcome(hash, weight, 1)) return;
     while (used_ + weight > capacity_) {
       const near::Ref victim = eviction_.evict();
@@ -74,16 +87,17 @@ class Larder : public Online {
   std::vector<near::GhostRow> ghost_;
   near::EvictionState state_{};
   near::Eviction<Entries> eviction_;
+  std::optional<near::Controller> controller_;
   std::uint64_t used_ = 0;
 };
 
 }  // namespace
 
 std::unique_ptr<Simulator> make_larder(std::uint64_t capacity, Unit unit) {
-  return std::make_unique<Larder>(capacity, unit);
+  return std::make_unique<Larder>(capacity, unit, true);
 }
 std::unique_ptr<Simulator> make_larder_fixed(std::uint64_t capacity, Unit unit) {
-  return std::make_unique<Larder>(capacity, unit);
+  return std::make_unique<Larder>(capacity, unit, false);
 }
 
 }  // namespace larder::trace
