@@ -89,13 +89,13 @@ Ref Index::remove(Hash hash, Ref ref) {
 // overwritten while readers may still look at the buckets), and the number of the block.
 std::uint32_t Index::segment_units() const {
   const std::size_t count = std::size_t{1} << kSegmentShift;
-  return units_for(kOverflowOffset + kGranule + alignof(Bucket) +
+  return units_for(kOverflowOffset + kGranule + Bucket::kLine +
                          count * (sizeof(Bucket) + sizeof(Timer)));
 }
 
 void Index::add_segment(BucketId id, Ref block) {
   const std::size_t count = std::size_t{1} << kSegmentShift;
-  constexpr auto kLine = static_cast<Ref>(alignof(Bucket) / kGranule);
+  constexpr auto kLine = static_cast<Ref>(Bucket::kLine / kGranule);
   const Ref first = (block + kOverflowOffset / kGranule + 1 + kLine - 1) / kLine * kLine;
   char* const at = base_ + std::uint64_t{first} * kGranule;
   zero_words(at, count * (sizeof(Bucket) + sizeof(Timer)));

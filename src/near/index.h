@@ -28,7 +28,9 @@
 
 namespace larder::near {
 
-struct alignas(64) Bucket {
+// In segments at cache lines; overflow buckets where their block happens to be.
+struct Bucket {
+  static constexpr std::size_t kLine = 64;
   static constexpr unsigned kSlots = 10;
 
   std::atomic<std::uint64_t> control;  // version << 32 | sequence

@@ -79,7 +79,7 @@ Error file_error(std::string_view path, std::string_view what) {
 class Copy {
  public:
   explicit Copy(std::uint64_t size)
-      : bytes_(static_cast<char*>(std::aligned_alloc(alignof(Bucket), size))), size_(size) {
+      : bytes_(static_cast<char*>(std::aligned_alloc(Bucket::kLine, size))), size_(size) {
     LARDER_ASSERT(bytes_ != nullptr);
   }
   char* data() { return bytes_.get(); }
