@@ -134,8 +134,10 @@ policy::Refusal Store::Shard::install(const New& item) {
     eviction().tune(Controller::kCandidates[tuning]);
   }
   if (item.bytes() > store.max_entry_bytes() || item.key.size() > kMaxKeyBytes ||
-      item.value.size() > kMaxValueBytes)
+      item.value.size() > kMaxValueBytes) {
+    ++stats.too_large;
     return policy::Refusal::too_large;
+  }
   grow();
   Ref old = find(item.key, item.hash);
   const Ref block = allocate(units_for(item.bytes()), old);
@@ -146,6 +148,7 @@ policy::Refusal Store::Shard::install(const New& item) {
     spare = allocate(Index::kOverflowUnits, old);
     if (spare == kNoRef) {
       heap.release(block);
+      ++stats.no_room;
       return policy::Refusal::no_room;
     }
   }

@@ -312,6 +312,8 @@ Stats Store::stats() const {
     sum.entries += shard->stats.entries;
     sum.evictions += shard->stats.evictions;
     sum.expirations += shard->stats.expirations;
+    sum.too_large += shard->stats.too_large;
+    sum.no_room += shard->stats.no_room;
   }
   return sum;
 }
@@ -349,14 +351,20 @@ void Store::Locked::lock() LARDER_NO_ANALYSIS {
   for (std::uint64_t left = shards_; left != 0; left &= left - 1) {
     Shard& shard = *store_.shards_[static_cast<unsigned>(std::countr_zero(left))];
     shard.mutex.lock();
-    if (several_) shard.state.exclusive.fetch_add(1);
   }
 }
 
-// All flags are up before the first change and until after the last one: whoever has seen one of
-// the changes also sees that the other shards are not to be read without their locks.
+// Before the first change. All flags are up before it, and until after the last one: whoever has
+// seen one of the changes also sees that the other shards are not to be read without their locks.
+void Store::Locked::announce() {
+  if (!several_ || announced_) return;
+  announced_ = true;
+  for (std::uint64_t left = shards_; left != 0; left &= left - 1)
+    store_.shards_[static_cast<unsigned>(std::countr_zero(left))]->state.exclusive.fetch_add(1);
+}
+
 Store::Locked::~Locked() LARDER_NO_ANALYSIS {
-  if (several_)
+  if (announced_)
     for (std::uint64_t left = shards_; left != 0; left &= left - 1)
       store_.shards_[static_cast<unsigned>(std::countr_zero(left))]->state.exclusive.fetch_sub(1);
   for (std::uint64_t left = shards_; left != 0; left &= left - 1)
@@ -382,6 +390,7 @@ const View* Store::Locked::find(std::string_view key, Hash hash, TimeUs now) LAR
 
 policy::Refusal Store::Locked::put(std::string_view key, Hash hash, std::string_view value,
                                    TimeUs expiry) LARDER_NO_ANALYSIS {
+  announce();
   Shard& shard = held(hash);
   const policy::Refusal refusal =
       shard.install({.key = key, .hash = hash, .value = value, .useless_at = expiry});
@@ -390,6 +399,7 @@ policy::Refusal Store::Locked::put(std::string_view key, Hash hash, std::string_
 }
 
 bool Store::Locked::erase(std::string_view key, Hash hash) LARDER_NO_ANALYSIS {
+  announce();
   Shard& shard = held(hash);
   shard.bump(hash);
   const Ref ref = shard.find(key, hash);
@@ -400,6 +410,7 @@ bool Store::Locked::erase(std::string_view key, Hash hash) LARDER_NO_ANALYSIS {
 }
 
 bool Store::Locked::set_expiry(std::string_view key, Hash hash, TimeUs expiry) LARDER_NO_ANALYSIS {
+  announce();
   Shard& shard = held(hash);
   const Ref ref = shard.find(key, hash);
   if (ref == kNoRef || shard.at(ref).cache_id(shard.at(ref).load_bits()) != 0 ||
@@ -422,6 +433,7 @@ std::uint64_t Store::Locked::scan(std::uint64_t cursor, unsigned count, TimeUs n
 }
 
 void Store::Locked::clear(bool declared) LARDER_NO_ANALYSIS {
+  announce();
   for (auto& shard : store_.shards_) shard->clear(declared);
 }
 

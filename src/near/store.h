@@ -84,6 +84,8 @@ struct Stats {
   std::uint64_t entries = 0;
   std::uint64_t evictions = 0;
   std::uint64_t expirations = 0;
+  std::uint64_t too_large = 0;  // refused: over an eighth of a shard
+  std::uint64_t no_room = 0;    // refused: nothing could be evicted
 };
 
 class Store {
@@ -252,10 +254,12 @@ class Store {
     Shard& held(Hash hash);
 
     void lock();
+    void announce();
 
     Store& store_;
     std::uint64_t shards_ = 0;  // bit set
     bool several_ = false;      // keys: readers must not see one changed and the other not
+    bool announced_ = false;    // and they have been told so
     View view_;
   };
 

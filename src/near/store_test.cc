@@ -299,6 +299,7 @@ TEST(StoreBytes, TooLargeLeavesTheOldValue) {
   EXPECT_EQ(put_now(store, "k", huge), Refusal::too_large);
   EXPECT_EQ(fill_now(store, "k", huge), Refusal::too_large);
   EXPECT_EQ(valid(store, "k"), "v");
+  EXPECT_EQ(store.stats().too_large, 2U);
   const std::vector<Hash> tags(256, 1);
   EXPECT_EQ(fill_now(store, "k", "v", declared(), tags), Refusal::too_large);
 }

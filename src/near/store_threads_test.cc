@@ -147,5 +147,42 @@ TEST(StoreThreads, LockedIsSeenWholeOrNotAtAll) {
   EXPECT_EQ(torn, 0);
 }
 
+// Readers without a lock see a step that changes several keys wholly or not at all: whoever has seen
+// the new value of the first does not see the old one of the second.
+TEST(StoreThreads, ReadersSeeNoHalfOfAStep) {
+  Store store(small_options());
+  const std::array<std::string, 2> keys{"first", "second"};
+  const std::array<Hash, 2> hashes{hash_bytes("first"), hash_bytes("second")};
+  const auto write = [&](std::uint64_t n) {
+    Store::Locked locked(store, hashes);
+    for (std::size_t k = 0; k < 2; ++k)
+      locked.put(keys[k], hashes[k], std::to_string(n), kNever);
+  };
+  write(0);
+  std::atomic<bool> stop{false};
+  std::atomic<int> halves{0};
+  const auto number = [&](std::size_t k) {
+    std::uint64_t n = 0;
+    EXPECT_TRUE(store.lookup(keys[k], hashes[k], kStart, [&](const View& view) {
+      n = std::stoull(std::string(view.value));
+    })) << "a key that is replaced is never absent";
+    return n;
+  };
+  {
+    std::vector<std::jthread> readers;
+    readers.reserve(2);
+    for (int i = 0; i < 2; ++i)
+      readers.emplace_back([&] {
+        while (!stop) {
+          const std::uint64_t first = number(0);
+          if (number(1) < first) ++halves;
+        }
+      });
+    for (std::uint64_t n = 1; n < 30'000; ++n) write(n);
+    stop = true;
+  }
+  EXPECT_EQ(halves, 0);
+}
+
 }  // namespace
 }  // namespace larder::near

@@ -116,6 +116,14 @@ void Instance::register_gauges() {
       [this] { return near_->store().stats().entries; });
   add(Kind::counter, "larder_near_evictions_total", "Entries that made room for others",
       [this] { return near_->store().stats().evictions; });
+  add(Kind::counter, "larder_near_expirations_total", "Entries whose life ended",
+      [this] { return near_->store().stats().expirations; });
+  add(Kind::counter, "larder_near_refused_too_large_total",
+      "Entries larger than an eighth of a shard, which were not stored",
+      [this] { return near_->store().stats().too_large; });
+  add(Kind::counter, "larder_near_refused_no_room_total",
+      "Entries that were not stored because nothing could be evicted",
+      [this] { return near_->store().stats().no_room; });
   add(Kind::counter, "larder_commands_total", "Commands of clients, of all kinds",
       [this] { return sessions_context_.stats.commands.load(std::memory_order_relaxed); });
 }
