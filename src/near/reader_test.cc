@@ -306,7 +306,8 @@ TEST(Reader, WaitsForNobodyWhoChangesSeveralKeys) {
   put_now(node.store, "key", "value");
   const std::array keys{hash_bytes("key"), hash_bytes("other")};
   {
-    const Store::Locked locked(node.store, keys);
+    Store::Locked locked(node.store, keys);
+    ASSERT_EQ(locked.put("other", keys[1], "value", kNever), Refusal::none);
     EXPECT_EQ(node.get("key"), "miss");
   }
   EXPECT_EQ(node.get("key"), "+value");
