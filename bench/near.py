@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -52,9 +53,12 @@ class Plan:
         self.memory = (250_000 if quick else 1_000_000, 128)
         self.seconds = 0.08 if quick else 0.2
         self.jit_seconds = 0.6 if quick else 1.5
-        self.repetitions = 3 if quick else 2  # a round
+        self.repetitions = 3  # a round
         self.rounds = 1 if quick else 2
         self.threads = (1, 2)
+
+    def rounds_of(self, entries):
+        return self.rounds if entries <= 100_000 else 1  # filling takes most of the time
 
     def chunk_keys(self, entries):
         return 1 << (21 if entries > 100_000 else 19 if self.quick else 20)
@@ -141,6 +145,8 @@ class Bench:
         for round_ in range(self.plan.rounds):
             order = self.names if round_ % 2 == 0 else self.names[::-1]
             for entries, value_bytes in self.plan.cases:
+                if round_ >= self.plan.rounds_of(entries):
+                    continue
                 for count in threads:
                     for name in order:
                         self.run(name, entries, value_bytes, count, ",".join(OPERATIONS), folder)
@@ -333,7 +339,9 @@ def main():
     live = {r["system"] for r in bench.records if r.get("live_heap")}
     report = {"context": bench.context, "versions": versions, "skipped": skipped}
     report |= {"failed": bench.failed, "others_share_of_core": round(bench.others, 3)}
-    report |= {"quick": options.quick, "huge_pages": options.huge_pages}
+    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    report |= {"peak_resident_mib": peak_kib // 1024, "quick": options.quick}
+    report["huge_pages"] = options.huge_pages
     report["benchmarks"] = bench.records
     if options.json == "-":
         print(json.dumps(report, indent=1))
