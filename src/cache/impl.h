@@ -31,7 +31,7 @@ struct CacheMetrics {
   };
   std::array<std::array<Pair, kTiers>, kOps> by_op_tier;
   std::array<obs::Counter*, 2> stale_served{};    // ttl, error
-  std::array<obs::Counter*, 11> fills_refused{};  // by policy::Refusal
+  std::array<obs::Counter*, policy::kRefusals> fills_refused{};  // by policy::Refusal
   obs::Counter* fills = nullptr;
   obs::Counter* early_refreshes = nullptr;
 };

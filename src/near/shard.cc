@@ -140,6 +140,7 @@ policy::Refusal Store::Shard::install(const New& item) {
   }
   grow();
   Ref old = find(item.key, item.hash);
+  if (old == kNoRef && !is_worth(item)) return policy::Refusal::not_worth;
   const Ref block = allocate(units_for(item.bytes()), old);
   if (block == kNoRef) return old != kNoRef ? overwrite(old, item) : policy::Refusal::no_room;
   // Asked for last: making room may have emptied an overflow bucket, and taken it out of the chain.
@@ -157,6 +158,20 @@ policy::Refusal Store::Shard::install(const New& item) {
   store.record(at(block), at(block).load_bits(), item.hash);
   if (limbo_units_ > owned_bytes / kGranule / kLimboShare) reclaim();
   return policy::Refusal::none;
+}
+
+// Of what can be loaded again, and is new: may others be evicted for it? What clients have set is
+// always stored.
+bool Store::Shard::is_worth(const New& item) {
+  if (item.meta == nullptr || item.meta->cache_id == 0) return true;
+  const std::uint32_t units = units_for(item.bytes());
+  if (heap.free_units() > 2 * units) return true;
+  const auto weight = static_cast<std::uint32_t>(units * kGranule);
+  const std::uint32_t cost = store.options_.cost == Cost::one ? 1
+                             : store.options_.cost == Cost::bytes
+                                 ? weight
+                                 : std::max(item.meta->load_us, 1U);
+  return eviction().welcome(item.hash, weight, cost);
 }
 
 // `block` is written; readers find it from here on.

@@ -108,6 +108,7 @@ struct alignas(64) Store::Shard {
   bool must_pin(const New& item) const {
     return !store.options_.evict_plain && (item.meta == nullptr || item.meta->cache_id == 0);
   }
+  bool is_worth(const New& item) LARDER_REQUIRES(mutex);
   void link_in(Ref block, Ref old, Ref spare, const New& item) LARDER_REQUIRES(mutex);
   policy::Refusal overwrite(Ref old, const New& item) LARDER_REQUIRES(mutex);
   void grow() LARDER_REQUIRES(mutex);

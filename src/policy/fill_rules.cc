@@ -15,6 +15,7 @@ std::string_view to_string(Refusal refusal) {
     case Refusal::key_mismatch: return "key_mismatch";
     case Refusal::no_room: return "no_room";
     case Refusal::later: return "later";
+    case Refusal::not_worth: return "not_worth";
   }
   return "?";
 }

@@ -33,7 +33,9 @@ enum class Refusal : std::uint8_t {
   key_mismatch,  // the row's key columns do not render back to the key
   no_room,       // the memory bound, and nothing to evict
   later,         // what is stored comes from a later load
+  not_worth,     // it is so large that it would drive out many that are worth more
 };
+inline constexpr std::size_t kRefusals = 12;  // how many there are
 std::string_view to_string(Refusal refusal);
 
 // For negative controls in tests only: each `false` leaves one rule out.

@@ -178,8 +178,9 @@ TEST(IsVoid, IfOneOfItsTagsWasInvalidatedSinceItsTicket) {
 }
 
 TEST(Refusal, HasAName) {
-  for (int i = 0; i <= static_cast<int>(Refusal::no_room); ++i)
+  for (int i = 0; i < static_cast<int>(kRefusals); ++i)
     EXPECT_NE(to_string(static_cast<Refusal>(i)), "?");
+  EXPECT_EQ(to_string(static_cast<Refusal>(kRefusals)), "?");
 }
 
 }  // namespace
