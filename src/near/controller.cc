@@ -11,8 +11,7 @@
 namespace larder::near {
 namespace {
 
-constexpr unsigned kWindow = 4;       // requests an entry, then is compared
-constexpr double kMemory = 0.9;       // of the windows before
+constexpr double kMemory = 0.975;     // of the windows before
 constexpr double kSigmas = 3;         // how much surer than by chance
 constexpr double kLeastGain = 0.005;  // of the misses: less is not worth a change
 constexpr std::uint16_t kNoSlot = 0;  // as kNoRef
@@ -184,7 +183,7 @@ void Controller::record(Hash hash, std::uint32_t weight, std::uint32_t cost) {
   }
   if (!full) return;
   compare(hits, cost);
-  if (++window_ >= kWindow * std::max(miniatures_[current_].count(), kMinEntries)) end_window();
+  if (++window_ >= std::max(miniatures_[current_].count(), kMinEntries)) end_window();
 }
 
 void Controller::compare(unsigned hits, std::uint32_t cost) {

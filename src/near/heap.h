@@ -56,7 +56,6 @@ class Heap {
   // Some of the largest free blocks; how many.
   unsigned largest_free(std::span<Ref> blocks) const;
 
-
  private:
   struct Class {
     unsigned first;

@@ -90,7 +90,7 @@ Ref Index::remove(Hash hash, Ref ref) {
 std::uint32_t Index::segment_units() const {
   const std::size_t count = std::size_t{1} << kSegmentShift;
   return units_for(kOverflowOffset + kGranule + Bucket::kLine +
-                         count * (sizeof(Bucket) + sizeof(Timer)));
+                   count * (sizeof(Bucket) + sizeof(Timer)));
 }
 
 void Index::add_segment(BucketId id, Ref block) {

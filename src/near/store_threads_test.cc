@@ -147,16 +147,15 @@ TEST(StoreThreads, LockedIsSeenWholeOrNotAtAll) {
   EXPECT_EQ(torn, 0);
 }
 
-// Readers without a lock see a step that changes several keys wholly or not at all: whoever has seen
-// the new value of the first does not see the old one of the second.
+// Readers without a lock see a step that changes several keys wholly or not at all: whoever has
+// seen the new value of the first does not see the old one of the second.
 TEST(StoreThreads, ReadersSeeNoHalfOfAStep) {
   Store store(small_options());
   const std::array<std::string, 2> keys{"first", "second"};
   const std::array<Hash, 2> hashes{hash_bytes("first"), hash_bytes("second")};
   const auto write = [&](std::uint64_t n) {
     Store::Locked locked(store, hashes);
-    for (std::size_t k = 0; k < 2; ++k)
-      locked.put(keys[k], hashes[k], std::to_string(n), kNever);
+    for (std::size_t k = 0; k < 2; ++k) locked.put(keys[k], hashes[k], std::to_string(n), kNever);
   };
   write(0);
   std::atomic<bool> stop{false};

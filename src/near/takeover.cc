@@ -112,8 +112,7 @@ class Store::Remains {
       // As Index::id_at(), with numbers that may be anything.
       const unsigned place = IndexState::place(growth, hash);
       const std::uint32_t count = state.index.buckets[place].load();
-      if (count == 0 || count > std::uint64_t{layout_.max_segments} << Index::kSegmentShift)
-        return;
+      if (count == 0 || count > std::uint64_t{layout_.max_segments} << Index::kSegmentShift) return;
       const std::uint32_t number = IndexState::number(hash, count);
       const Bucket* bucket = bucket_at(place, number);
       const std::uint64_t boundary = growth & IndexState::kBoundary;
