@@ -193,9 +193,7 @@ TEST_F(EvictionTest, TheMainPartKeepsWhatIsUsedMoreAWeight) {
     add(ref, ref % 3 == 0 ? 64 : 1);
     hit(ref, 2);
   }
-  std::vector<Ref> heavy;
-  for (int i = 0; i < 10; ++i) heavy.push_back(policy().evict());
-  for (const Ref ref : heavy) EXPECT_EQ(ref % 3, 0U) << ref;
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(policy().evict() % 3, 0U);
   check(20);
 }
 

@@ -293,12 +293,11 @@ class Arc final : public Lists {
   void replace(bool in_ghost_often) {
     if (recent_.count() + often_.count() < capacity_) return;
     const auto recent = static_cast<double>(recent_.count());
-    if (!recent_.empty() && (recent > target_ || (in_ghost_often && recent == target_)))
+    const bool too_many = recent > target_ || (in_ghost_often && recent == target_);
+    if (!recent_.empty() && (too_many || often_.empty()))
       put(ghost_recent_, pop(recent_), Where::ghost);
-    else if (!often_.empty())
-      put(ghost_often_, pop(often_), Where::ghost2);
     else
-      put(ghost_recent_, pop(recent_), Where::ghost);
+      put(ghost_often_, pop(often_), Where::ghost2);
   }
 
   double target_ = 0;

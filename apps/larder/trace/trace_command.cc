@@ -12,6 +12,8 @@
 namespace larder::app {
 namespace {
 
+constexpr std::uint64_t kMaxRequests = 4'000'000'000;  // they are numbered with 32 bits
+
 struct Options {
   std::string file;
   std::string capacity;
@@ -75,7 +77,8 @@ Result<Job> job_of(const Options& options) {
                                                  name, names_of_policies()));
     if (!fits(*policy))
       return fail(ErrorCode::config,
-                  fmt::format("policy '{}' is not defined with --unit {}", name, options.unit));
+                  fmt::format("policy '{}' needs --unit entries: with sizes take {}", name,
+                              name == "opt" ? "pfoo-l, a bound" : "another one"));
     job.policies.push_back(policy);
   }
   return job;
@@ -117,6 +120,10 @@ Result<std::uint64_t> feed(const Options& options, const Job& job,
     for (const auto& simulator : simulators)
       for (const trace::Request& request : batch) simulator->access(request.key, request.size);
     requests += batch.size();
+    if (requests > kMaxRequests)
+      return fail(ErrorCode::io,
+                  fmt::format("{} has more than {} requests: take a part with --limit",
+                              options.file, kMaxRequests));
   }
   return requests;
 }
@@ -177,7 +184,10 @@ void register_bench(CLI::App& app, Run& run) {
   footer +=
       "\nA miss of an object counts as one, whatever its size. opt and pfoo-l keep the whole "
       "trace\n"
-      "in memory, 12 bytes a request; the others some bytes a key.\n\n"
+      "in memory, 12 bytes a request; the others some bytes a key. The controller looks at every "
+      "key\n"
+      "of a small cache here; a node looks at a sample, which a small cache may be too small "
+      "for.\n\n"
       "Example:\n  larder bench trace orders.trace.zst --capacity 64MiB --unit bytes --policy all";
   sub->footer(footer);
   sub->callback([options, &run] { run = [options] { return run_trace(*options); }; });
