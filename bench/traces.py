@@ -177,10 +177,9 @@ COLUMNS = 3
 
 
 def short(number, unit):
-    steps = [(1e6, "M"), (1e3, "k"), (1, "")]
-    number = float(f"{number:.2g}")
-    size, letter = next((s, letter) for s, letter in steps if number >= s)
-    return f"{number / size:.2g}{letter}{'B' if unit == 'bytes' else ''}"
+    size, letter = next((s, c) for s, c in [(1e6, "M"), (1e3, "k"), (1, "")] if number >= s)
+    digits = 0 if number >= 10 * size or size == 1 else 1
+    return f"{number / size:.{digits}f}{letter}{'B' if unit == 'bytes' else ''}"
 
 
 def element(name, text="", **attributes):
