@@ -1,0 +1,3 @@
+module larder/examples/near
+
+go 1.18
