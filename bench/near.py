@@ -11,10 +11,10 @@ itself, within the measured operation; nobody has expiry configured.
   get or load      Zipf 0.99 over twice the keys that fit; a miss makes a value and fills it in
   insert           new keys into a full cache: each evicts
 
-Operations a second: median of the repetitions. Percentiles: one of 7 operations between two readings
-of the monotonic clock, what an empty pair takes subtracted. Bytes an entry: growth of resident
-memory by a full cache (after evictions) less keys and values; of Java and Go what is live after a
-collection. Maps without eviction are measured for hits alone.
+Operations a second: median of the repetitions. Percentiles: one of 7 operations between two
+readings of the monotonic clock, what an empty pair takes subtracted. Bytes an entry: growth of
+resident memory by a full cache (after evictions) less keys and values; of Java and Go what is live
+after a collection. Maps without eviction are measured for hits alone.
 """
 
 import argparse
@@ -49,7 +49,9 @@ class Plan:
 
     def __init__(self, quick):
         self.quick = quick
-        self.cases = [(100_000, 128)] if quick else [(100_000, 128), (1_000_000, 128), (100_000, 1024)]
+        self.cases = [(100_000, 128)]  # entries, bytes of value
+        if not quick:
+            self.cases += [(1_000_000, 128), (100_000, 1024)]
         self.memory = (250_000 if quick else 1_000_000, 128)
         self.seconds = 0.08 if quick else 0.2
         self.jit_seconds = 0.6 if quick else 1.5
@@ -91,7 +93,8 @@ class Bench:
         if language == "cc":
             command += ["--benchmark_format=json"]
         else:
-            command += [f"--warm_seconds={self.plan.jit_seconds if language == 'java' else seconds}"]
+            warm = self.plan.jit_seconds if language == "java" else seconds
+            command += [f"--warm_seconds={warm}"]
         env = dict(os.environ)
         if self.options.huge_pages and language == "java":
             command.insert(1, "-XX:+UseTransparentHugePages")
@@ -300,9 +303,8 @@ def write_charts(folder, results, names, labels):
         if value is not None:
             rows.append((labels[name], [value]))
     subtitle = f"full cache, {case[0]:,} entries of {case[1]} bytes; less is better"
-    drawn = chart.bars(
-        "Near tier: memory beside key and value", subtitle, "bytes an entry", ["overhead"], rows, ours
-    )
+    title, unit = "Near tier: memory beside key and value", "bytes an entry"
+    drawn = chart.bars(title, subtitle, unit, ["overhead"], rows, ours)
     (folder / "near-memory.svg").write_text(drawn)
 
 
@@ -332,7 +334,10 @@ def main():
     names = [name for name in peers.SYSTEMS if name in options.names and name not in skipped]
     bench = Bench(options, commands, names)
     with tempfile.TemporaryDirectory(prefix="larder-near-") as folder:
-        bench.run_all(folder)
+        try:
+            bench.run_all(folder)
+        except KeyboardInterrupt:
+            print("stopped: here is what there is", file=sys.stderr)
     versions = peers.versions(build)
     labels = {name: label_of(name, versions) for name in names}
     results = Results(bench.records)

@@ -28,7 +28,7 @@ SYSTEMS = {
 
 # What brings a C++ peer that near_bench was built without.
 INSTALL = {
-    "boost_flat_map": "Boost 1.83 or later: its headers come from bookworm-backports, see boost.log",
+    "boost_flat_map": "Boost 1.83 or later: bookworm-backports has its headers, see boost.log",
     "tbb_hash_map": "install libtbb-dev",
     "rocksdb_hyperclock": "install librocksdb-dev",
     "rocksdb_lru": "install librocksdb-dev",
@@ -131,7 +131,7 @@ def build_cc(build, jobs):
 
 
 def build_rust(folder):
-    cargo = need("cargo", "install Rust 1.71 or later, for instance with rustup")
+    cargo = need("cargo", "install Rust 1.89 or later, for instance with rustup")
     source, folder = HERE / "rust", folder / "rust"
     program = folder / "release" / "near-bench"
     inputs = [source / "Cargo.toml", source / "Cargo.lock", *sorted((source / "src").glob("*.rs"))]
