@@ -60,7 +60,8 @@ const Library& library() {
 // Stores of so many entries, one in private and one in shared memory, and a reader of the latter.
 struct Stores {
   explicit Stores(std::size_t count) : entries(count), name("bench-" + std::to_string(getpid())) {
-    near::Options options{.capacity_bytes = entries * (kKeyBytes + kValueBytes + 64) * 5 / 4};
+    near::Options options{.capacity_bytes =
+                              (16'384 + entries) * (kKeyBytes + kValueBytes + 64) * 5 / 4};
     private_store = std::make_unique<near::Store>(options);
     auto arena = near::Arena::open_shared(name, options.shape());
     if (!arena) {
@@ -155,7 +156,7 @@ void reader(benchmark::State& state) {
 }
 
 constexpr auto sizes = [](benchmark::internal::Benchmark* bench) {
-  bench->Arg(100'000)->Arg(1'000'000)->Threads(1)->Threads(2)->UseRealTime();
+  bench->Arg(1000)->Arg(100'000)->Arg(1'000'000)->Threads(1)->Threads(2)->UseRealTime();
 };
 BENCHMARK(node_private)->Apply(sizes);
 BENCHMARK(node_shared)->Apply(sizes);

@@ -15,7 +15,8 @@
  * Thread safety: a handle is for all threads at once. open() and stats() may be called at any time;
  * close() when no other call on the handle is running or to come. Nothing waits for anybody. After
  * fork() the child may use the handle, too.
- * No function throws, installs a signal handler, starts a thread or prints. errno is left undefined.
+ * No function throws, installs a signal handler, starts a thread or prints. errno is left
+ * undefined.
  */
 #ifndef LARDER_NEAR_H
 #define LARDER_NEAR_H
@@ -34,10 +35,11 @@ extern "C" {
 
 /* What a call comes to. Zero and above are answers, below zero is what a program should log. */
 typedef enum larder_near_result {
-  LARDER_NEAR_FOUND = 0,     /* the value is in the buffer. Also of calls that just succeed */
-  LARDER_NEAR_ABSENT = 1,    /* the node knows that the source has no such row */
-  LARDER_NEAR_MISS = 2,      /* nothing that may be answered: ask the node */
-  LARDER_NEAR_TOO_SMALL = 3, /* it is there, and the buffer is too small: *size says what it takes */
+  LARDER_NEAR_FOUND = 0,  /* the value is in the buffer. Also of calls that just succeed */
+  LARDER_NEAR_ABSENT = 1, /* the node knows that the source has no such row */
+  LARDER_NEAR_MISS = 2,   /* nothing that may be answered: ask the node */
+  LARDER_NEAR_TOO_SMALL =
+      3, /* it is there, and the buffer is too small: *size says what it takes */
   LARDER_NEAR_NODE_DOWN = 4, /* the node is not alive, or not yet: ask it, or do without */
   LARDER_NEAR_RESTARTED = 5, /* the node has another life than at the last call. Said once a life;
                                 the next call works again */
@@ -56,7 +58,7 @@ typedef struct larder_near larder_near;
  * FOUND: *handle is yours until larder_near_close(). It is given also for a node that is not alive
  * at the moment. INVALID, NOT_FOUND, DENIED, VERSION, CORRUPT, SYSTEM: *handle is null.
  * Cost: a few system calls; memory of its own about 50 KiB, and page tables as it reads. */
-LARDER_NEAR_API larder_near_result larder_near_open(const char *name, larder_near **handle);
+LARDER_NEAR_API larder_near_result larder_near_open(const char* name, larder_near** handle);
 
 /* Copies the value of a key to `buffer`. Keys and values are bytes, neither begins or ends with
  * anything of ours; a declared cache's value is what GET answers (JSON, mostly).
@@ -67,9 +69,9 @@ LARDER_NEAR_API larder_near_result larder_near_open(const char *name, larder_nea
  * calls after an invalidation or a write has been confirmed gets nothing older.
  * `buffer` may be null if `capacity` is 0. Cost: about that of the node's own lookup plus the copy,
  * under 100 ns for small values; now and then a microsecond for the file of hints. */
-LARDER_NEAR_API larder_near_result larder_near_get(larder_near *handle, const void *key,
-                                                   size_t key_size, void *buffer, size_t capacity,
-                                                   size_t *size);
+LARDER_NEAR_API larder_near_result larder_near_get(larder_near* handle, const void* key,
+                                                   size_t key_size, void* buffer, size_t capacity,
+                                                   size_t* size);
 
 /* What the calls of this handle came to (approximate if more than 64 threads use it), and what is
  * known of the node. */
@@ -90,17 +92,17 @@ typedef struct larder_near_info {
 
 /* Writes the first `info_size` bytes of it: sizeof(larder_near_info) as you know it; a later
  * version may have more. FOUND, or INVALID. Cost: a microsecond. */
-LARDER_NEAR_API larder_near_result larder_near_stats(larder_near *handle, larder_near_info *info,
+LARDER_NEAR_API larder_near_result larder_near_stats(larder_near* handle, larder_near_info* info,
                                                      size_t info_size);
 
 /* Detaches. Null is allowed. */
-LARDER_NEAR_API void larder_near_close(larder_near *handle);
+LARDER_NEAR_API void larder_near_close(larder_near* handle);
 
 /* A result in words, for logs: never null, static. */
-LARDER_NEAR_API const char *larder_near_text(larder_near_result result);
+LARDER_NEAR_API const char* larder_near_text(larder_near_result result);
 
 /* The library's version, "0.1.0": static. */
-LARDER_NEAR_API const char *larder_near_version(void);
+LARDER_NEAR_API const char* larder_near_version(void);
 
 #ifdef __cplusplus
 }

@@ -30,7 +30,7 @@ struct CacheMetrics {
     obs::Histogram* seconds = nullptr;
   };
   std::array<std::array<Pair, kTiers>, kOps> by_op_tier;
-  std::array<obs::Counter*, 2> stale_served{};    // ttl, error
+  std::array<obs::Counter*, 2> stale_served{};                   // ttl, error
   std::array<obs::Counter*, policy::kRefusals> fills_refused{};  // by policy::Refusal
   obs::Counter* fills = nullptr;
   obs::Counter* early_refreshes = nullptr;

@@ -61,8 +61,8 @@ Result<ArenaLayout> ArenaLayout::of(const ArenaHeader::Fixed& fixed) {
   if (shard % kLine != 0 || shard < layout.heap_at + kLeastHeap)
     return refuse(std::to_string(fixed.bytes) + " bytes are too few for " +
                   std::to_string(fixed.shards) + " shards: raise [near] capacity");
-  if (shard / kGranule > UINT32_MAX - 64)
-    return refuse("a shard has at most 32 GiB: lower [near] capacity");
+  if (shard / kGranule >= 1ULL << 31)
+    return refuse("a shard has at most 16 GiB: lower [near] capacity");
   if (layout.shards_at + fixed.shards * shard > fixed.bytes) return refuse("sizes do not add up");
   return layout;
 }

@@ -50,7 +50,9 @@ inline constexpr unsigned kSlackShift = 14;        // 2 bits: units too many in 
 inline constexpr unsigned kKeyShift = 16;          // 20 bits
 inline constexpr unsigned kValueShift = 36;        // 27 bits
 inline constexpr std::uint64_t kTagged = 1ULL << 63;
-inline constexpr unsigned kUnitsShift = 32;  // of blocks that are no entries: their size
+inline constexpr std::uint64_t kSegment = 1 << 8;   // of blocks that are no entries: of the index
+inline constexpr std::uint64_t kOverflow = 1 << 9;  // an overflow bucket
+inline constexpr unsigned kUnitsShift = 32;         // of blocks that are no entries: their size
 }  // namespace bits
 
 inline constexpr std::size_t kMaxKeyBytes = (1U << 20) - 1;

@@ -55,11 +55,16 @@ class Wheel {
   bool next_due(TimeUs now, BucketId& bucket) {
     const std::int64_t until = tick_of(now);
     while (state_.tick <= until) {
-      const auto slot = static_cast<unsigned>(state_.tick & (WheelState::kSlots - 1));
-      if (const std::uint32_t head = state_.heads[0][slot]; head != 0) {
-        bucket = head - 1;
-        unlink(bucket);
-        return true;
+      // What begins at this tick, on whatever level: it is due now, or is looked at once too early.
+      for (unsigned level = 0; level < WheelState::kLevels; ++level) {
+        if ((state_.tick & ((std::int64_t{1} << shift_of(level)) - 1)) != 0) break;
+        const auto slot =
+            static_cast<unsigned>((state_.tick >> shift_of(level)) & (WheelState::kSlots - 1));
+        if (const std::uint32_t head = state_.heads[level][slot]; head != 0) {
+          bucket = head - 1;
+          unlink(bucket);
+          return true;
+        }
       }
       if (state_.tick == until) return false;
       advance(until);
@@ -120,8 +125,7 @@ class Wheel {
     return (here + ahead) << shift_of(level);
   }
 
-  // To the next tick at which anything happens, at most to `until`; what begins then on a higher
-  // level comes down.
+  // To the next tick at which anything begins on any level, at most to `until`.
   void advance(std::int64_t until) {
     std::int64_t next = until;
     for (unsigned level = 0; level < WheelState::kLevels; ++level) {
@@ -134,18 +138,6 @@ class Wheel {
       next = std::min(next, ((state_.tick >> shift_of(level)) + steps) << shift_of(level));
     }
     state_.tick = next;
-    for (unsigned level = kTop; level > 0; --level) {
-      if ((next & ((std::int64_t{1} << shift_of(level)) - 1)) != 0) continue;
-      cascade(level, static_cast<unsigned>((next >> shift_of(level)) & (WheelState::kSlots - 1)));
-    }
-  }
-
-  void cascade(unsigned level, unsigned slot) {
-    while (const std::uint32_t head = state_.heads[level][slot]) {
-      const BucketId bucket = head - 1;
-      unlink(bucket);
-      insert(bucket, state_.tick);
-    }
   }
 
   WheelState& state_;

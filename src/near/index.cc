@@ -93,21 +93,62 @@ std::uint32_t Index::segment_units() const {
                    count * (sizeof(Bucket) + sizeof(Timer)));
 }
 
+Ref Index::first_bucket(Ref block) {
+  constexpr auto kLine = static_cast<Ref>(alignof(Bucket) / kGranule);
+  return (block + kOverflowOffset / kGranule + 1 + kLine - 1) / kLine * kLine;
+}
+
+// First the directory, then the growth: whoever has read the old place after that has no proof.
+bool Index::move_segment(Ref block, Ref fresh) {
+  const Ref first = first_bucket(block);
+  for (std::size_t i = 0; i < 2 * std::size_t{max_segments_}; ++i) {
+    if (directory_[i].load(std::memory_order_relaxed) != first) continue;
+    const std::size_t count = std::size_t{1} << kSegmentShift;
+    const Ref to = first_bucket(fresh);
+    const char* const from_bytes = base_ + std::uint64_t{first} * kGranule;
+    char* const to_bytes = base_ + std::uint64_t{to} * kGranule;
+    for (std::size_t at = 0; at < count * (sizeof(Bucket) + sizeof(Timer)); at += kGranule)
+      store_word(to_bytes + at, load_word<std::uint64_t>(from_bytes + at));
+    store_word<std::uint64_t>(to_bytes - kGranule, fresh);
+    this->at(fresh).set_bits(bits::kSegment, true);
+    directory_[i].store(to, std::memory_order_release);
+    state_->growth.store(state_->growth.load(std::memory_order_relaxed) + (2ULL << 33),
+                         std::memory_order_release);
+    return true;
+  }
+  return false;
+}
+
+bool Index::move_overflow(Ref block, Ref fresh, Hash of_an_entry) {
+  Bucket& head = home(of_an_entry);
+  Bucket* before = &head;
+  while (before->overflow() != kNoRef && before->overflow() != block)
+    before = &overflow_at(before->overflow());
+  if (before->overflow() == kNoRef) return false;
+  const Change change(head);
+  const char* const from = reinterpret_cast<const char*>(&overflow_at(block));
+  char* const to = reinterpret_cast<char*>(&overflow_at(fresh));
+  for (std::size_t at = 0; at < sizeof(Bucket); at += kGranule)
+    store_word(to + at, load_word<std::uint64_t>(from + at));
+  this->at(fresh).set_bits(bits::kOverflow, true);
+  set_overflow(*before, fresh);
+  return true;
+}
+
 void Index::add_segment(BucketId id, Ref block) {
   const std::size_t count = std::size_t{1} << kSegmentShift;
-  constexpr auto kLine = static_cast<Ref>(Bucket::kLine / kGranule);
-  const Ref first = (block + kOverflowOffset / kGranule + 1 + kLine - 1) / kLine * kLine;
+  const Ref first = first_bucket(block);
   char* const at = base_ + std::uint64_t{first} * kGranule;
+  this->at(block).set_bits(bits::kSegment, true);
   zero_words(at, count * (sizeof(Bucket) + sizeof(Timer)));
   store_word<std::uint64_t>(at - kGranule, block);
   directory_[slot_of(id)].store(first, std::memory_order_release);
 }
 
-void Index::start(Ref segment) {
+void Index::start(std::uint32_t segments) {
   state_->target = 0;
   state_->overflows = 0;
-  add_segment(0, segment);
-  state_->buckets[0].store(1U << kSegmentShift, std::memory_order_relaxed);
+  state_->buckets[0].store(segments << kSegmentShift, std::memory_order_relaxed);
   state_->buckets[1].store(0, std::memory_order_relaxed);
   state_->growth.store(0, std::memory_order_release);
 }
@@ -152,6 +193,7 @@ void Index::add_overflow_to(BucketId id, Ref block) {
   Bucket& head = bucket(id);
   const Change change(head);
   set_overflow(*last_of(head).bucket, block);
+  at(block).set_bits(bits::kOverflow, true);
   ++state_->overflows;
 }
 

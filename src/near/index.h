@@ -123,7 +123,9 @@ class Index {
 
   // The entry of this key, or kNoRef. With `proven` set to false: perhaps it is there, ask again
   // (something moved). Lock-free; REQUIRES: pinned, or the lock is held (then it is proven).
-  [[gnu::always_inline]] Ref find(std::string_view key, Hash hash, bool& proven) const {
+  // `exclusive`: not zero while several steps are one; then nothing is proven either.
+  [[gnu::always_inline]] Ref find(std::string_view key, Hash hash, bool& proven,
+                                  const std::atomic<std::uint32_t>* exclusive = nullptr) const {
     const std::uint64_t growth = state_->growth.load(std::memory_order_acquire);
     const unsigned place = IndexState::place(growth, hash);
     const std::uint32_t number =
@@ -148,7 +150,10 @@ class Index {
       if (next == kNoRef) break;
       bucket = &overflow_at(next);
     }
-    proven = (control & 1) == 0 && head.control.load(std::memory_order_relaxed) == control &&
+    // This first: if the step is over by now, the next look at the control word shows it.
+    const bool alone = exclusive == nullptr || exclusive->load(std::memory_order_acquire) == 0;
+    proven = alone && (control & 1) == 0 &&
+             head.control.load(std::memory_order_relaxed) == control &&
              state_->growth.load(std::memory_order_relaxed) == growth;
     return kNoRef;
   }
@@ -156,7 +161,16 @@ class Index {
   // Calls visit(ref) for each entry that may have this hash: rarely for others, too. As find().
   template <class Visit>
   void each_like(Hash hash, Visit&& visit) const {
-    for (const Bucket* bucket = &home(hash);;) {
+    const std::uint64_t growth = state_->growth.load(std::memory_order_acquire);
+    const unsigned place = IndexState::place(growth, hash);
+    const std::uint32_t number =
+        IndexState::number(hash, state_->buckets[place].load(std::memory_order_acquire));
+    const Ref first = directory_[place * max_segments_ + (number >> kSegmentShift)].load(
+        std::memory_order_acquire);
+    if (first == kNoRef) return;
+    for (const Bucket* bucket = &reinterpret_cast<const Bucket*>(
+             base_ + std::uint64_t{first} * kGranule)[number & ((1U << kSegmentShift) - 1)];
+         ;) {
       for (unsigned slot = 0; slot < Bucket::kSlots; ++slot)
         if (const Ref ref = bucket->refs[slot].load(std::memory_order_acquire);
             ref != kNoRef && tag_at(*bucket, slot) == tag_of(hash))
@@ -224,8 +238,8 @@ class Index {
 
   // ---- growing, under the lock ----
 
-  // Makes the first table, of one segment.
-  void start(Ref segment);
+  // Begins with so many segments, all of which are to be added next.
+  void start(std::uint32_t segments);
   bool is_growing() const { return state_->target != 0; }
   bool wants_to_grow(std::uint64_t entries) const {
     return static_cast<double>(entries) > static_cast<double>(buckets()) * kLoad &&
@@ -263,6 +277,17 @@ class Index {
   template <class Freed>
   void finish(const Step& step, Freed&& freed);
 
+  // ---- moving, under the lock: for compaction ----
+
+  // Copies a segment or an overflow bucket into another block of the same size, and has everybody
+  // look there from now on. False if nobody knows the block.
+  bool move_segment(Ref block, Ref fresh);
+  bool move_overflow(Ref block, Ref fresh, Hash of_an_entry);
+  // Some entry of an overflow bucket.
+  Ref entry_of_overflow(Ref block) const {
+    return overflow_at(block).refs[0].load(std::memory_order_relaxed);
+  }
+
   static constexpr std::size_t kOverflowOffset = 24;
   static constexpr std::uint32_t kOverflowUnits = (kOverflowOffset + sizeof(Bucket)) / kGranule;
 
@@ -298,6 +323,7 @@ class Index {
                ? ref
                : kNoRef;
   }
+  static Ref first_bucket(Ref block);
   static void set_tag(Bucket& bucket, unsigned slot, std::uint8_t tag);
   static std::uint8_t tag_at(const Bucket& bucket, unsigned slot);
   static void set_overflow(Bucket& bucket, Ref block);
@@ -340,6 +366,7 @@ void Index::finish(const Step& step, Freed&& freed) {
     const auto* first = reinterpret_cast<const std::uint64_t*>(
         base_ + std::uint64_t{slot.load(std::memory_order_relaxed)} * kGranule);
     freed(static_cast<Ref>(first[-1]));
+    slot.store(kNoRef, std::memory_order_release);
   }
   if (!last) return;
   const std::uint64_t table = (state_->growth.load(std::memory_order_relaxed) >> 33) + 1;

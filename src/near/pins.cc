@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <array>
 
+#include "base/error.h"
+
 namespace larder::near {
 namespace {
 
@@ -69,8 +71,14 @@ Slot* take_slot() {
 // A reader either has written its slot before the barrier, and is seen here; or its reads of the
 // index come after the barrier, when what is to be reclaimed has left the index already.
 std::uint64_t reclaimable() {
-  std::uint64_t earliest = pins::epoch.fetch_add(1, std::memory_order_seq_cst) + 1;
-  if (pins::has_membarrier) syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+  const std::uint64_t now = pins::epoch.fetch_add(1, std::memory_order_seq_cst) + 1;
+  if (pins::has_membarrier)  // registered at start: it cannot fail, or nothing here is ordered
+    LARDER_ASSERT(syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0);
+  return std::min(now, earliest_pinned());
+}
+
+std::uint64_t earliest_pinned() {
+  std::uint64_t earliest = UINT64_MAX;
   const std::size_t used = slots_used.load(std::memory_order_seq_cst);
   for (std::size_t i = 0; i < used; ++i) {
     // A read-modify-write where there is no barrier: it orders this after the slot's last write.

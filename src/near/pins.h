@@ -67,10 +67,19 @@ class Pin {
 };
 
 // What is taken out of the index from now on has at least this epoch.
-inline std::uint64_t epoch_now() { return pins::epoch.load(std::memory_order_seq_cst); }
+// The fence: what the caller took out has left before the epoch is read, not only before it is
+// stored.
+inline std::uint64_t epoch_now() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return pins::epoch.load(std::memory_order_seq_cst);
+}
 
 // Begins a new epoch and returns the earliest that a pinned reader may be in: what was taken out in
 // an epoch before it is seen by nobody. Cost: a system call and one line a reading thread.
 std::uint64_t reclaimable();
+
+// The earliest epoch that a reader is pinned in, UINT64_MAX if none is. After reclaimable(), which
+// orders it: for waiting, without a new epoch each time.
+std::uint64_t earliest_pinned();
 
 }  // namespace larder::near

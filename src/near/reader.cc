@@ -1,5 +1,6 @@
 #include "near/reader.h"
 
+#include <emmintrin.h>
 #include <time.h>
 
 #include <algorithm>
@@ -9,6 +10,9 @@
 #include "near/words.h"
 #include "policy/fill_rules.h"
 
+// The way of a hit is one function: it has to fit into what the processor looks ahead.
+#define INLINE [[gnu::always_inline]] inline
+
 namespace larder::near {
 namespace {
 
@@ -16,7 +20,7 @@ constexpr TimeUs kFarTime = TimeUs{1} << 57;  // beyond what entries can say
 // The coarse clock is a few milliseconds behind, more if the host is short of processors. What is
 // fine by this much more is fine; else the exact clock is asked, which costs ten times as much.
 constexpr DurationUs kCoarseSlack = 250 * kMillisecond;
-constexpr unsigned kPause = 32;
+constexpr unsigned kPause = 16;
 
 TimeUs steady_us(clockid_t clock) {
   timespec now{};
@@ -32,10 +36,12 @@ void relax() {
 #endif
 }
 
-// A bit in each byte that is equal; perhaps in one above such a byte, too.
-std::uint64_t equal_tags(std::uint64_t tags, std::uint64_t wanted) {
-  const std::uint64_t different = tags ^ wanted;
-  return (different - 0x0101010101010101ULL) & ~different & 0x8080808080808080ULL;
+// A bit for each of a bucket's ten tags that is equal.
+unsigned equal_tags(std::uint64_t tags, std::uint64_t rest, std::uint8_t wanted) {
+  const __m128i all =
+      _mm_set_epi64x(static_cast<std::int64_t>(rest), static_cast<std::int64_t>(tags));
+  const __m128i equal = _mm_cmpeq_epi8(all, _mm_set1_epi8(static_cast<char>(wanted)));
+  return static_cast<unsigned>(_mm_movemask_epi8(equal)) & ((1U << Bucket::kSlots) - 1);
 }
 
 Entry entry_at(const char* block) { return Entry(const_cast<char*>(block)); }
@@ -51,6 +57,19 @@ constexpr std::size_t kRefs = offsetof(Bucket, refs);
 static_assert(offsetof(Bucket, control) == 0);
 
 }  // namespace
+
+Reader::Reader(const char* base, const ArenaHeader::Fixed& fixed, const ArenaLayout& layout,
+               std::uint64_t instance, const ReaderRules& rules)
+    : base_(base),
+      shards_(base + layout.shards_at),
+      partitions_(reinterpret_cast<const Partition*>(base + layout.partitions_at)),
+      caches_(reinterpret_cast<const CacheSlot*>(base + layout.caches_at)),
+      tag_stamps_(reinterpret_cast<const std::atomic<std::uint64_t>*>(base + layout.tags_at)),
+      max_buckets_(std::uint64_t{layout.max_segments} << Index::kSegmentShift),
+      instance_(instance),
+      fixed_(fixed),
+      layout_(layout),
+      rules_(rules) {}
 
 std::expected<Reader, Reader::Unfit> Reader::over(std::span<const char> memory,
                                                   const ReaderRules& rules) {
@@ -93,33 +112,24 @@ DurationUs Reader::lease_left() const {
   return std::max(until, TimeUs{0}) - now();
 }
 
-Answer Reader::judge(const Terms* terms, TimeUs valid_until) const {
-  const auto at = [&](TimeUs now) {
-    if (valid_until < now) return Answer::node_down;
-    if (terms == nullptr || !terms->answerable) return Answer::miss;
-    const policy::Freshness freshness = policy::decide({.now = now,
-                                                        .as_of = terms->as_of,
-                                                        .soft_expiry = terms->soft_expiry,
-                                                        .heartbeat = terms->heartbeat},
-                                                       {.bound_us = terms->bound});
-    return freshness == policy::Freshness::fresh ? Answer::found : Answer::miss;
-  };
-  // Time only ever takes away: what will be answered later is answered now.
-  const Answer later = at(node_time(steady_us(CLOCK_MONOTONIC_COARSE) + kCoarseSlack));
-  if (later == Answer::found || (later == Answer::miss && (terms == nullptr || !terms->answerable)))
-    return later;
-  return at(now());
+INLINE bool Reader::met(const Terms& terms, TimeUs now) {
+  policy::Freshness freshness{};
+  [[clang::always_inline]] freshness = policy::decide({.now = now,
+                                                       .as_of = terms.as_of,
+                                                       .soft_expiry = terms.soft_expiry,
+                                                       .heartbeat = terms.heartbeat},
+                                                      {.bound_us = terms.bound});
+  return freshness == policy::Freshness::fresh;
 }
 
 // ---- looking ----
 
 // The bucket, or null if its place cannot be.
-const char* Reader::bucket_at(const char* shard, std::uint64_t growth, Hash hash) const {
+INLINE const char* Reader::bucket_at(const char* shard, std::uint64_t growth, Hash hash) const {
   const auto& index = reinterpret_cast<const ShardState*>(shard)->index;
   const unsigned place = IndexState::place(growth, hash);
   const std::uint32_t buckets = index.buckets[place].load(std::memory_order_acquire);
-  if (buckets == 0 || buckets > std::uint64_t{layout_.max_segments} << Index::kSegmentShift)
-    return nullptr;
+  if (buckets == 0 || buckets > max_buckets_) return nullptr;
   const std::uint32_t number = IndexState::number(hash, buckets);
   const auto* const directory =
       reinterpret_cast<const std::atomic<Ref>*>(shard + layout_.directory_at);
@@ -133,44 +143,45 @@ const char* Reader::bucket_at(const char* shard, std::uint64_t growth, Hash hash
 }
 
 // Does this entry bear the key? Sets `look` if it does, or if the entry cannot be.
-bool Reader::look_at(std::string_view key, const char* shard, Ref ref, Look& look) const {
+INLINE bool Reader::look_at(std::string_view key, const char* shard, Ref ref, Look& look) const {
   const std::uint64_t at = std::uint64_t{ref} * kGranule;
   if (at < layout_.heap_at || !within(at, kMinBlockUnits * kGranule)) return look.malformed = true;
+  // A small value is on its way while the first line still is; wherever that is, it does no harm.
+  __builtin_prefetch(shard + at + Bucket::kLine);
+  __builtin_prefetch(shard + at + 2 * Bucket::kLine);
   const Entry entry = entry_at(shard + at);
   const std::uint64_t word = entry.load_bits();
   if (Entry::key_size(word) != key.size()) return false;
   std::uint64_t tags = 0;
-  if (Entry::is_filled(word)) {
-    if (!within(at, Entry::kFilledText)) return look.malformed = true;
-    tags = entry.tag_count(word);
+  std::uint64_t text = Entry::kFilledText;  // branches, which are foreseen, and no choice of data
+  if ((word & (bits::kFilled | bits::kTagged)) != bits::kFilled) [[unlikely]] {
+    if (Entry::is_filled(word)) {
+      if (!within(at, Entry::kFilledText)) return look.malformed = true;
+      tags = entry.tag_count(word);
+      text = Entry::tags_offset(tags);
+    } else {
+      text = (word & bits::kExpires) != 0 ? Entry::kExpiringText : Entry::kPlainText;
+    }
   }
-  const std::uint64_t text = Entry::is_filled(word)         ? Entry::tags_offset(tags)
-                             : (word & bits::kExpires) != 0 ? Entry::kExpiringText
-                                                            : Entry::kPlainText;
   if (!within(at, text + key.size() + Entry::value_size(word))) return look.malformed = true;
   if (!equal_bytes(shard + at + text, key.data(), key.size())) return false;
   look = {.at = at, .word = word, .text = text, .tags = tags};
   return true;
 }
 
-Reader::Look Reader::look_for(std::string_view key, Hash hash, const char* shard,
-                              const char* home) const {
+INLINE Reader::Look Reader::look_for(std::string_view key, Hash hash, const char* shard,
+                                     const char* home) const {
   Look look;
-  const std::uint64_t wanted = 0x0101010101010101ULL * Index::tag_of(hash);
   const char* bucket = home;
   for (unsigned length = 0; length < kMaxChain; ++length) {
+    const auto tags = load_word<std::uint64_t>(bucket + kTags);
     const auto rest = load_word<std::uint64_t>(bucket + kRest);
-    const auto try_slots = [&](std::uint64_t match, unsigned first) {
-      for (; match != 0; match &= match - 1) {
-        const unsigned slot = first + static_cast<unsigned>(std::countr_zero(match)) / 8;
-        const auto ref = load_word<Ref>(bucket + kRefs + slot * sizeof(Ref));
-        if (ref != kNoRef && look_at(key, shard, ref, look)) return true;
-      }
-      return false;
-    };
-    if (try_slots(equal_tags(load_word<std::uint64_t>(bucket + kTags), wanted), 0) ||
-        try_slots(equal_tags(rest, wanted) & 0x8080, 8))
-      return look;
+    for (unsigned match = equal_tags(tags, rest, Index::tag_of(hash)); match != 0;
+         match &= match - 1) {
+      const auto slot = static_cast<unsigned>(std::countr_zero(match));
+      const auto ref = load_word<Ref>(bucket + kRefs + slot * sizeof(Ref));
+      if (ref != kNoRef && look_at(key, shard, ref, look)) return look;
+    }
     const auto next = static_cast<Ref>(rest >> 32);
     if (next == kNoRef) return look;
     const std::uint64_t at = std::uint64_t{next} * kGranule + Index::kOverflowOffset;
@@ -185,21 +196,18 @@ Reader::Look Reader::look_for(std::string_view key, Hash hash, const char* shard
 
 // ---- what may be answered ----
 
-bool Reader::tags_are_void(const Look& look, const char* block, std::uint32_t generation) const {
+bool Reader::tags_are_void(const char* block, std::uint64_t tags) const {
   const Entry entry = entry_at(block);
-  const auto* const stamps =
-      reinterpret_cast<const std::atomic<std::uint64_t>*>(base_ + layout_.tags_at);
   std::array<std::uint64_t, 255> seen;  // NOLINT: only what is written is read
-  for (std::uint64_t i = 0; i < look.tags; ++i) {
+  for (std::uint64_t i = 0; i < tags; ++i) {
     const std::uint32_t slot = entry.tag_slot(i) & (fixed_.tag_slots - 1);
-    seen[i] = stamps[slot].load(std::memory_order_acquire);
+    seen[i] = tag_stamps_[slot].load(std::memory_order_acquire);
   }
-  return policy::is_void(entry.generation(), look.tags > 0 ? entry.stamp() : 0, generation,
-                         std::span(seen.data(), look.tags));
+  return policy::is_void(0, entry.stamp(), 0, std::span(seen.data(), tags));
 }
 
 // As Store::look_at and Store::is_void, out of the arena alone.
-Reader::Terms Reader::terms_of(const Look& look, const char* block, Hash hash) const {
+INLINE Reader::Terms Reader::terms_of(const Look& look, const char* block, Hash hash) const {
   Terms terms;
   const Entry entry = entry_at(block);
   if ((look.word & bits::kVoided) != 0) return terms;
@@ -210,13 +218,14 @@ Reader::Terms Reader::terms_of(const Look& look, const char* block, Hash hash) c
   }
   const auto generation =
       static_cast<std::uint32_t>(partition_of(hash).generation.load(std::memory_order_acquire));
-  if (tags_are_void(look, block, generation)) return terms;
+  if (policy::is_void(entry.generation(), 0, generation, {}) ||
+      (look.tags > 0 && tags_are_void(block, look.tags)))
+    return terms;
   terms.as_of = entry.as_of();
   terms.soft_expiry = Entry::soft_expiry_of(terms.as_of, entry.life());
   if (const std::uint16_t cache = entry.filled_cache_id(); cache != 0) {
     if (cache > fixed_.caches) return terms;
-    const CacheSlot& slot =
-        reinterpret_cast<const CacheSlot*>(base_ + layout_.caches_at)[cache - 1];
+    const CacheSlot& slot = caches_[cache - 1];
     if (slot.readable.load(std::memory_order_acquire) == 0) return terms;
     terms.bound = std::clamp<DurationUs>(slot.bound.load(std::memory_order_acquire), 0, kFarTime);
     terms.heartbeat = slot.heartbeat.load(std::memory_order_acquire);
@@ -227,26 +236,24 @@ Reader::Terms Reader::terms_of(const Look& look, const char* block, Hash hash) c
 
 // ---- the read ----
 
-bool Reader::same_life() const {
-  return instance_now() == instance_ && state() == ArenaHeader::State::serving;
-}
-
-bool Reader::holds(const Proof& proof) const {
+INLINE bool Reader::holds(const Proof& proof) const {
   // Nothing that was read before this is read after it.
   std::atomic_thread_fence(std::memory_order_acquire);
   return proof.control->load(std::memory_order_relaxed) == proof.control_was &&
+         saved_at() - proof.saved_at < kLongestCopy &&
          IndexState::table(proof.growth->load(std::memory_order_relaxed), proof.hash) ==
              proof.table_was &&
          same_life();
 }
 
 // False: something moved, try again.
-bool Reader::try_get(std::string_view key, char* buffer, std::size_t capacity, Read& read) const {
+INLINE bool Reader::try_get(std::string_view key, char* buffer, std::size_t capacity,
+                            Read& read) const {
+  read.answer = Answer::node_down;
   if (!same_life()) {
-    read.answer = state() == ArenaHeader::State::serving ? Answer::restarted : Answer::node_down;
+    if (state() == ArenaHeader::State::serving) read.answer = Answer::restarted;
     return true;
   }
-  const TimeUs valid_until = partition_of(read.hash).valid_until.load(std::memory_order_acquire);
   const char* const shard = shard_of(read.hash);
   const auto& shard_state = *reinterpret_cast<const ShardState*>(shard);
   if (shard_state.exclusive.load(std::memory_order_acquire) != 0) return false;
@@ -256,52 +263,57 @@ bool Reader::try_get(std::string_view key, char* buffer, std::size_t capacity, R
     read.answer = Answer::corrupt;
     return same_life() && shard_state.index.growth.load(std::memory_order_acquire) == growth;
   }
+  __builtin_prefetch(home);
+  // While the bucket is on its way. Time only ever takes away: what may be answered a little later
+  // may be answered now; so a coarse clock does for most.
+  const TimeUs saved_at_was = saved_at();
+  const TimeUs valid_until = partition_of(read.hash).valid_until.load(std::memory_order_acquire);
+  const TimeUs later = node_time(steady_us(CLOCK_MONOTONIC_COARSE) + kCoarseSlack);
+  if (valid_until < later && valid_until < now()) return true;
+
   const std::atomic<std::uint64_t>& control = control_of(home);
-  const Proof proof{.control = &control,
+  const Proof proof{.saved_at = saved_at_was,
+                    .control = &control,
                     .control_was = control.load(std::memory_order_acquire),
                     .growth = &shard_state.index.growth,
                     .table_was = IndexState::table(growth, read.hash),
                     .hash = read.hash};
   if (rules_.validate && (proof.control_was & 1) != 0) return false;
-
   const Look look = look_for(key, read.hash, shard, home);
   Terms terms;
-  std::size_t size = 0;
-  bool counts = false;
   if (look.at != 0 && !look.malformed) {
     const char* const block = shard + look.at;
     terms = terms_of(look, block, read.hash);
-    size = Entry::value_size(look.word);
-    if (terms.answerable && size <= capacity)
-      load_bytes(buffer, block + look.text + key.size(), size);
-    counts =
+    read.size = Entry::value_size(look.word);
+    if (terms.answerable && read.size <= capacity)
+      load_bytes(buffer, block + look.text + key.size(), read.size);
+    read.counts =
         load_word<std::uint8_t>(block + offsetof(Link, hits) + sizeof(std::uint64_t)) < kMaxHits;
   }
   if (rules_.validate && !holds(proof)) return false;
 
-  if (look.malformed) {
-    read.answer = Answer::corrupt;
-    return true;
-  }
-  read.answer = judge(look.at != 0 ? &terms : nullptr, valid_until);
-  if (read.answer != Answer::found) return true;
-  read.counts = counts;
-  if ((look.word & bits::kNegative) != 0) {
-    read.answer = Answer::absent;
-    return true;
-  }
-  read.size = size;
-  if (size > capacity) read.answer = Answer::too_small;
+  read.answer = look.malformed ? Answer::corrupt : Answer::miss;
+  if (!terms.answerable || !(met(terms, later) || met(terms, now()))) return true;
+  read.answer = read.size > capacity ? Answer::too_small : Answer::found;
+  if ((look.word & bits::kNegative) != 0) read.answer = Answer::absent;
   return true;
 }
 
 Reader::Read Reader::get(std::string_view key, char* buffer, std::size_t capacity) const {
   Read read{.hash = hash_bytes(key, fixed_.hash_seed)};
-  for (unsigned attempt = 0; attempt < kAttempts; ++attempt) {
+  if (try_get(key, buffer, capacity, read)) [[likely]]
+    return read;
+  return get_again(key, buffer, capacity, read.hash);
+}
+
+[[gnu::noinline]] Reader::Read Reader::get_again(std::string_view key, char* buffer,
+                                                 std::size_t capacity, Hash hash) const {
+  Read read{.hash = hash};
+  for (unsigned attempt = 1; attempt < kAttempts; ++attempt) {
+    for (unsigned i = 0; i < kPause << std::min(attempt, 4U); ++i) relax();
     if (try_get(key, buffer, capacity, read)) return read;
-    for (unsigned i = 0; i < kPause << std::min(attempt, 3U); ++i) relax();
   }
-  read.answer = judge(nullptr, partition_of(read.hash).valid_until.load(std::memory_order_acquire));
+  read.answer = Answer::miss;
   return read;
 }
 

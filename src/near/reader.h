@@ -8,7 +8,7 @@
 // times, and then it is a miss.
 //
 // The sequence has 32 bits and would come round again under a reader that is stopped for minutes.
-// That reader's clock tells: the lease that it saw before the copy must still hold after it.
+// What the node last said of the time (saved_at) tells: that must not have moved far meanwhile.
 //
 // Nothing in the arena is trusted, except that its writer means well: every place and size is
 // checked against the shard's region before it is used, chains and attempts are bounded. What
@@ -78,6 +78,8 @@ class Reader {
 
   static constexpr unsigned kAttempts = 8;
   static constexpr unsigned kMaxChain = 64;  // buckets
+  // Of the node's time, during one attempt. The sequence takes minutes to come round.
+  static constexpr DurationUs kLongestCopy = 10 * kSecond;
 
  private:
   // An entry that bears the key, as far as an unproven look can say.
@@ -90,6 +92,7 @@ class Reader {
   };
   // What must not have changed when all is done.
   struct Proof {
+    TimeUs saved_at;
     const std::atomic<std::uint64_t>* control;
     std::uint64_t control_was;
     const std::atomic<std::uint64_t>* growth;
@@ -105,19 +108,17 @@ class Reader {
   };
 
   Reader(const char* base, const ArenaHeader::Fixed& fixed, const ArenaLayout& layout,
-         std::uint64_t instance, const ReaderRules& rules)
-      : base_(base), fixed_(fixed), layout_(layout), instance_(instance), rules_(rules) {}
+         std::uint64_t instance, const ReaderRules& rules);
 
   const ArenaHeader& header() const { return *reinterpret_cast<const ArenaHeader*>(base_); }
   const Partition& partition_of(Hash hash) const {
-    return reinterpret_cast<const Partition*>(
-        base_ + layout_.partitions_at)[(hash >> 48) & (fixed_.partitions - 1)];
+    return partitions_[(hash >> 48) & (fixed_.partitions - 1)];
   }
   const char* shard_of(Hash hash) const {
-    return base_ + layout_.shards_at + ((hash >> 58) & (fixed_.shards - 1)) * fixed_.shard_bytes;
+    return shards_ + ((hash >> 58) & (fixed_.shards - 1)) * fixed_.shard_bytes;
   }
   bool within(std::uint64_t at, std::uint64_t bytes) const {
-    return bytes <= fixed_.shard_bytes && at <= fixed_.shard_bytes - bytes;
+    return at + bytes <= fixed_.shard_bytes;  // both are below 2^36: no overflow
   }
 
   bool try_get(std::string_view key, char* buffer, std::size_t capacity, Read& read) const;
@@ -125,17 +126,25 @@ class Reader {
   Look look_for(std::string_view key, Hash hash, const char* shard, const char* home) const;
   bool look_at(std::string_view key, const char* shard, Ref ref, Look& look) const;
   Terms terms_of(const Look& look, const char* block, Hash hash) const;
-  bool tags_are_void(const Look& look, const char* block, std::uint32_t generation) const;
-  bool same_life() const;
+  bool tags_are_void(const char* block, std::uint64_t tags) const;
+  bool same_life() const {
+    return instance_now() == instance_ && state() == ArenaHeader::State::serving;
+  }
   bool holds(const Proof& proof) const;
-  // Does the lease hold, and are the terms met? By a clock that is cheap where that suffices.
-  Answer judge(const Terms* terms, TimeUs valid_until) const;
+  TimeUs saved_at() const { return header().saved_at.load(std::memory_order_relaxed); }
+  static bool met(const Terms& terms, TimeUs now);
   TimeUs node_time(TimeUs steady) const;
+  Read get_again(std::string_view key, char* buffer, std::size_t capacity, Hash hash) const;
 
   const char* base_;
+  const char* shards_;
+  const Partition* partitions_;
+  const CacheSlot* caches_;
+  const std::atomic<std::uint64_t>* tag_stamps_;
+  std::uint64_t max_buckets_;
+  std::uint64_t instance_;
   ArenaHeader::Fixed fixed_;
   ArenaLayout layout_;
-  std::uint64_t instance_;
   ReaderRules rules_;
 };
 

@@ -1,6 +1,7 @@
 #include "near/shard.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <vector>
@@ -11,12 +12,13 @@
 namespace larder::near {
 namespace {
 
-constexpr unsigned kYields = 20'000;        // while a reader that was put to sleep holds its pin
+constexpr unsigned kYields = 400;           // while a reader that was put to sleep holds its pin
 constexpr unsigned kMovesAtOnce = 2;        // buckets that an insertion moves while the index grows
 constexpr std::uint32_t kSlackShare = 32;   // free but scattered: 1/32 of a shard, then compaction
 constexpr std::uint32_t kBatchShare = 256;  // evicted ahead at once: 1/256 of a shard
 constexpr std::uint32_t kBatchEntries = 32;  // and at most so many of the size asked for
 constexpr std::uint32_t kLimboShare = 512;   // 1/512 of a shard may wait without need
+constexpr std::uint64_t kEnough = 8;         // times what is asked for: no more is evicted for it
 constexpr unsigned kWindows = 8;             // places that compaction looks at
 
 }  // namespace
@@ -34,7 +36,7 @@ Store::Shard::Shard(const Store& owner, unsigned number)
           {reinterpret_cast<GhostRow*>(owner.arena_.shard(number) + owner.arena_.layout().ghost_at),
            owner.arena_.layout().ghost_rows}) {}
 
-void Store::Shard::init() {
+void Store::Shard::init(std::uint32_t buckets) {
   const ArenaLayout& layout = store.arena_.layout();
   char* const base = reinterpret_cast<char*>(&state);
   state.exclusive.store(0);
@@ -44,9 +46,13 @@ void Store::Shard::init() {
   heap.init(first, end);
   init_eviction(state.eviction, std::uint64_t{end - first} * kGranule);
   state.wheel = WheelState{};
-  const Ref segment = heap.allocate(index.segment_units());
-  LARDER_ASSERT(segment != kNoRef);
-  index.start(segment);
+  const std::uint32_t segments = std::max(buckets >> Index::kSegmentShift, 1U);
+  index.start(segments);
+  for (std::uint32_t i = 0; i < segments; ++i) {
+    const Ref segment = heap.allocate(index.segment_units());
+    LARDER_ASSERT(segment != kNoRef);
+    index.add_segment(i << Index::kSegmentShift, segment);
+  }
 }
 
 // ---- looking ----
@@ -129,6 +135,7 @@ void Store::Shard::write(Ref block, const New& item) {
 }
 
 policy::Refusal Store::Shard::install(const New& item) {
+  out_of_patience_ = false;
   if (const unsigned tuning = store.tuning_.load(std::memory_order_relaxed); tuning != tuning_) {
     tuning_ = tuning;
     eviction().tune(Controller::kCandidates[tuning]);
@@ -142,7 +149,11 @@ policy::Refusal Store::Shard::install(const New& item) {
   Ref old = find(item.key, item.hash);
   if (old == kNoRef && !is_worth(item)) return policy::Refusal::not_worth;
   const Ref block = allocate(units_for(item.bytes()), old);
-  if (block == kNoRef) return old != kNoRef ? overwrite(old, item) : policy::Refusal::no_room;
+  if (block == kNoRef) {
+    if (old != kNoRef && overwrite(old, item)) return policy::Refusal::none;
+    ++stats.no_room;
+    return policy::Refusal::no_room;
+  }
   // Asked for last: making room may have emptied an overflow bucket, and taken it out of the chain.
   Ref spare = kNoRef;
   if (old == kNoRef && !index.has_slot(item.hash)) {
@@ -155,7 +166,7 @@ policy::Refusal Store::Shard::install(const New& item) {
   }
   write(block, item);
   link_in(block, old, spare, item);
-  store.record(at(block), at(block).load_bits(), item.hash);
+  store.record(item.hash, at(block), at(block).load_bits());
   if (limbo_units_ > owned_bytes / kGranule / kLimboShare) reclaim();
   return policy::Refusal::none;
 }
@@ -163,7 +174,7 @@ policy::Refusal Store::Shard::install(const New& item) {
 // Of what can be loaded again, and is new: may others be evicted for it? What clients have set is
 // always stored.
 bool Store::Shard::is_worth(const New& item) {
-  if (item.meta == nullptr || item.meta->cache_id == 0) return true;
+  if (item.meta == nullptr || item.meta->cache_id == 0 || item.restored) return true;
   const std::uint32_t units = units_for(item.bytes());
   if (heap.free_units() > 2 * units) return true;
   const auto weight = static_cast<std::uint32_t>(units * kGranule);
@@ -171,7 +182,9 @@ bool Store::Shard::is_worth(const New& item) {
                              : store.options_.cost == Cost::bytes
                                  ? weight
                                  : std::max(item.meta->load_us, 1U);
-  return eviction().welcome(item.hash, weight, cost);
+  if (eviction().welcome(item.hash, weight, cost)) return true;
+  store.record(item.hash, weight, cost);  // it was asked for all the same
+  return false;
 }
 
 // `block` is written; readers find it from here on.
@@ -206,18 +219,17 @@ void Store::Shard::link_in(Ref block, Ref old, Ref spare, const New& item) {
 // No room beside the old value, and nothing to evict: the old one goes first. Meanwhile readers
 // wait for the lock, so that nobody sees the key absent. If the new one does not fit even so, the
 // old one comes back.
-policy::Refusal Store::Shard::overwrite(Ref old, const New& item) {
+bool Store::Shard::overwrite(Ref old, const New& item) {
+  const std::uint64_t word = at(old).load_bits();
+  const std::uint32_t units = at(old).needed_units(word);
+  const std::string bytes(at(old).block() + Entry::kPlainText,
+                          (units * kGranule) - Entry::kPlainText);
   state.exclusive.fetch_add(1);
   const Ref overflow = index.remove(item.hash, old);
   Ref block = kNoRef;
   const bool unseen = await_readers();
   const bool was_pinned = eviction().pinned(old);
   if (unseen) {
-    const std::uint64_t word = at(old).load_bits();
-    const auto slack = static_cast<std::uint32_t>((word >> bits::kSlackShift) & 3);
-    const std::uint32_t units = heap.units(old) - slack;
-    const std::string bytes(at(old).block() + Entry::kPlainText,
-                            (units * kGranule) - Entry::kPlainText);
     eviction().remove(old);
     heap.release(old);
     block = heap.allocate(units_for(item.bytes()), true);
@@ -249,7 +261,7 @@ policy::Refusal Store::Shard::overwrite(Ref old, const New& item) {
   }
   schedule(item.hash, at(stays).useless_at(at(stays).load_bits()));
   state.exclusive.fetch_sub(1);
-  return block != kNoRef ? policy::Refusal::none : policy::Refusal::no_room;
+  return block != kNoRef;
 }
 
 void Store::Shard::remove(Ref ref, Hash hash) {
@@ -291,8 +303,12 @@ Ref Store::Shard::allocate(std::uint32_t units, Ref& keep) {
   const auto whole = static_cast<std::uint32_t>(owned_bytes / kGranule);
   for (;;) {
     if (const Ref block = heap.allocate(units); block != kNoRef) return block;
-    // What is free is scattered: gather it, rather than evict for ever.
-    if (heap.free_units() >= units + whole / kSlackShare && compact(units, keep)) continue;
+    if (limbo_units_ > 0 && reclaim()) continue;
+    // What is free is scattered: gather it, rather than evict for ever. Where that fails although
+    // there is several times enough, more of it would not help.
+    const std::uint32_t scattered = whole / kSlackShare;
+    if (heap.free_units() >= units + scattered && compact(units, keep)) continue;
+    if (heap.free_units() > kEnough * units + scattered) return kNoRef;
     // Some more than needed, so that the price of reclaim() is paid once for many.
     const std::uint32_t batch = units + std::min(whole / kBatchShare, units * kBatchEntries);
     while (limbo_units_ < batch && evict_one(keep)) {
@@ -321,6 +337,12 @@ bool Store::Shard::evict_one(Ref keep) {
   return true;
 }
 
+bool Store::Shard::is_movable(std::uint64_t word) {
+  if ((word & bits::kLimbo) != 0) return false;
+  if ((word & (bits::kEntry | bits::kFree)) != 0) return true;
+  return (word & (bits::kSegment | bits::kOverflow)) != 0;
+}
+
 // Empties a stretch of `units` by moving its entries into holes elsewhere. The stretch begins at a
 // large free block, and the one with the least to move is chosen.
 bool Store::Shard::compact(std::uint32_t units, Ref& keep) {
@@ -331,9 +353,9 @@ bool Store::Shard::compact(std::uint32_t units, Ref& keep) {
   for (unsigned i = 0; i < count; ++i) {
     std::uint32_t moving = 0;
     Ref block = starts[i];
-    while (block < starts[i] + units && block < heap.end()) {
+    while (block < std::uint64_t{starts[i]} + units && block < heap.end()) {
       const std::uint64_t word = at(block).load_bits();
-      if ((word & (bits::kEntry | bits::kFree)) == 0 || (word & bits::kLimbo) != 0) break;
+      if (!is_movable(word)) break;
       if ((word & bits::kFree) == 0) moving += heap.units(block);
       block = heap.next(block);
     }
@@ -352,7 +374,9 @@ bool Store::Shard::compact(std::uint32_t units, Ref& keep) {
     }
   bool emptied = true;
   for (Ref block = best; block < end && emptied; block = heap.next(block))
-    if ((at(block).load_bits() & bits::kFree) == 0) emptied = move_out(block, keep);
+    // What has gone into limbo meanwhile goes by itself.
+    if ((at(block).load_bits() & (bits::kFree | bits::kLimbo)) == 0)
+      emptied = move_out(block, keep);
   for (const Ref block : withheld) heap.restore(block);
   return emptied && (limbo_units_ == 0 || reclaim() || await_readers());
 }
@@ -361,9 +385,9 @@ bool Store::Shard::compact(std::uint32_t units, Ref& keep) {
 bool Store::Shard::move_out(Ref ref, Ref& keep) {
   const Entry entry = at(ref);
   const std::uint64_t word = entry.load_bits();
-  const auto slack = static_cast<std::uint32_t>((word >> bits::kSlackShift) & 3);
+  if ((word & bits::kEntry) == 0) return move_index_block(ref, word);
   const Hash hash = hash_of(ref);
-  const std::uint32_t needed = heap.units(ref) - slack;
+  const std::uint32_t needed = entry.needed_units(word);
   const Ref fresh = heap.allocate(needed);
   if (fresh == kNoRef) {
     if (ref == keep || eviction().pinned(ref)) return false;
@@ -386,6 +410,20 @@ bool Store::Shard::move_out(Ref ref, Ref& keep) {
   retire(ref);
   if (ref == keep) keep = fresh;
   return true;
+}
+
+bool Store::Shard::move_index_block(Ref block, std::uint64_t word) {
+  const bool segment = (word & bits::kSegment) != 0;
+  const Ref fresh = heap.allocate(segment ? index.segment_units() : Index::kOverflowUnits);
+  if (fresh == kNoRef) return false;
+  const bool moved =
+      segment ? index.move_segment(block, fresh)
+              : index.move_overflow(block, fresh, hash_of(index.entry_of_overflow(block)));
+  if (moved)
+    retire(block);
+  else
+    heap.release(fresh);
+  return moved;
 }
 
 // ---- limbo ----
@@ -412,28 +450,40 @@ bool Store::Shard::reclaim() {
     const Ref block = limbo_first_;
     // Epochs in 32 bits: they are compared as distances.
     if (static_cast<std::int32_t>(at(block).link().older - earliest) >= 0) break;
-    limbo_first_ = at(block).link().newer;
-    if (limbo_first_ == kNoRef) limbo_last_ = kNoRef;
-    limbo_units_ -= heap.units(block);
-    heap.release(block);
+    release_first();
     freed = true;
   }
   return freed;
 }
 
-// Until nobody can look at what is in limbo. Pins last for a few instructions, unless their thread
-// was put to sleep; ours would last for ever.
+// Until nobody can look at what is in limbo, all of which is free then. Pins last for a few
+// instructions, unless their thread was put to sleep; ours would last for ever. Once for an
+// insertion: who has waited in vain does not wait again.
 bool Store::Shard::await_readers() {
-  if (Pin::held_here()) return false;
+  if (Pin::held_here() || out_of_patience_) return false;
   const std::uint64_t from = epoch_now();
-  for (unsigned i = 0; i < kYields; ++i) {
-    if (reclaimable() > from) {
-      reclaim();
-      return true;
-    }
-    sched_yield();
+  bool unseen = reclaimable() > from;
+  for (unsigned i = 0; i < kYields && !unseen; ++i) {
+    if (i < kYields / 2)
+      sched_yield();
+    else
+      usleep(50);
+    unseen = earliest_pinned() > from;
   }
-  return false;
+  if (unseen) {
+    while (limbo_first_ != kNoRef) release_first();
+  } else {
+    out_of_patience_ = true;
+  }
+  return unseen;
+}
+
+void Store::Shard::release_first() {
+  const Ref block = limbo_first_;
+  limbo_first_ = at(block).link().newer;
+  if (limbo_first_ == kNoRef) limbo_last_ = kNoRef;
+  limbo_units_ -= heap.units(block);
+  heap.release(block);
 }
 
 // ---- growing ----

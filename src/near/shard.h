@@ -23,6 +23,7 @@ struct alignas(64) Store::Shard {
     const Meta* meta = nullptr;
     const policy::Ticket* ticket = nullptr;
     std::span<const Hash> tags;
+    bool restored = false;  // it was stored before
 
     std::size_t text_offset() const {
       if (meta != nullptr) return Entry::tags_offset(tags.size());
@@ -36,7 +37,7 @@ struct alignas(64) Store::Shard {
   Shard& operator=(const Shard&) = delete;
 
   // Makes it empty: a new arena, or one whose contents are put into it anew.
-  void init() LARDER_REQUIRES(mutex);
+  void init(std::uint32_t buckets = 0) LARDER_REQUIRES(mutex);
 
   // ---- index ----
 
@@ -110,7 +111,7 @@ struct alignas(64) Store::Shard {
   }
   bool is_worth(const New& item) LARDER_REQUIRES(mutex);
   void link_in(Ref block, Ref old, Ref spare, const New& item) LARDER_REQUIRES(mutex);
-  policy::Refusal overwrite(Ref old, const New& item) LARDER_REQUIRES(mutex);
+  bool overwrite(Ref old, const New& item) LARDER_REQUIRES(mutex);
   void grow() LARDER_REQUIRES(mutex);
   bool move_bucket() LARDER_REQUIRES(mutex);
   void restart_wheel(TimeUs now) LARDER_REQUIRES(mutex);
@@ -130,17 +131,21 @@ struct alignas(64) Store::Shard {
   bool evict_one(Ref keep) LARDER_REQUIRES(mutex);
   bool compact(std::uint32_t units, Ref& keep) LARDER_REQUIRES(mutex);
   bool move_out(Ref ref, Ref& keep) LARDER_REQUIRES(mutex);
+  bool move_index_block(Ref block, std::uint64_t word) LARDER_REQUIRES(mutex);
+  static bool is_movable(std::uint64_t word);
 
   // Not in the index any more; free once no pinned reader can look at it.
   void retire(Ref block) LARDER_REQUIRES(mutex);
   bool reclaim() LARDER_REQUIRES(mutex);
   bool await_readers() LARDER_REQUIRES(mutex);
+  void release_first() LARDER_REQUIRES(mutex);
 
   Ghost ghost_;
   unsigned tuning_ LARDER_GUARDED_BY(mutex) = 0;  // of Controller::kCandidates
   Ref limbo_first_ LARDER_GUARDED_BY(mutex) = kNoRef;
   Ref limbo_last_ LARDER_GUARDED_BY(mutex) = kNoRef;
   std::uint32_t limbo_units_ LARDER_GUARDED_BY(mutex) = 0;
+  bool out_of_patience_ LARDER_GUARDED_BY(mutex) = false;
 };
 
 }  // namespace larder::near

@@ -73,13 +73,12 @@ std::uint32_t Store::cost_of(const Entry& entry, std::uint64_t word) const {
 
 // Samples may be lost: those that come while another thread records one, and repetitions. So a key
 // that everybody reads all the time costs no more than any other.
-void Store::record_sample(const Entry& entry, std::uint64_t word, Hash hash) const {
+void Store::record_sample(Hash hash, std::uint32_t weight, std::uint32_t cost) const {
   thread_local Hash last = 0;
   if (hash == last) return;
   last = hash;
   if (recording_.test_and_set(std::memory_order_acquire)) return;
-  controller_->record(hash, entry.block_units(word) * static_cast<std::uint32_t>(kGranule),
-                      cost_of(entry, word));
+  controller_->record(hash, weight, cost);
   if (controller_->decide()) {
     for (unsigned i = 0; i < Controller::kCandidates.size(); ++i)
       if (Controller::kCandidates[i] == controller_->current())
@@ -156,7 +155,7 @@ policy::Refusal Store::fill(const policy::Ticket& ticket, std::string_view key, 
         old.as_of() > meta.as_of)
       return policy::Refusal::later;
   }
-  shard.seen_now = std::max(shard.seen_now, meta.as_of);
+  if (shard.seen_now == 0) shard.seen_now = meta.as_of;
   const policy::Refusal stored = shard.install({.key = key,
                                                 .hash = hash,
                                                 .value = value,
@@ -246,12 +245,18 @@ std::uint64_t Store::walk(std::uint64_t cursor, unsigned count, bool locked,
     const std::uint64_t number = cursor & (options_.shards - 1);
     std::uint64_t hash = cursor >> bits & 0xffffffffULL;
     Shard& shard = *shards_[number];
+    struct Unlock {  // whatever the visitor throws
+      Shard* shard;
+      ~Unlock() LARDER_NO_ANALYSIS {
+        if (shard != nullptr) shard->mutex.unlock();
+      }
+    };
     if (!locked) shard.mutex.lock();
+    const Unlock unlock{locked ? nullptr : &shard};
     do {
       step(shard, shard.index.bucket(shard.index.id_at(hash, hash)));
       count -= count > 0 ? 1 : 0;
     } while (hash < 1ULL << 32 && count > 0);
-    if (!locked) shard.mutex.unlock();
     if (hash < 1ULL << 32) return (hash << bits) | number;
     if (number + 1 == options_.shards) return 0;
     cursor = number + 1;

@@ -201,7 +201,8 @@ class Store {
   Restored take_over(TimeUs now, std::int64_t clock_anchor_us,
                      const std::function<Trust(std::uint16_t cache_id)>& trust);
 
-  // The same through a file, for a host without shared memory. save() is atomic (a new file,
+  // The same through a file, for a host without shared memory. REQUIRES: nobody changes the store
+  // meanwhile. save() is atomic (a new file,
   // synced, renamed); load() uses a file once and removes it, and answers an error if it cannot be
   // trusted.
   Result<void> save(const std::string& path, TimeUs now) const;
@@ -287,12 +288,16 @@ class Store {
   };
   void restore(std::span<const char> region, const Takeover& how, Restored& restored);
   std::uint32_t cost_of(const Entry& entry, std::uint64_t word) const;
-  // A request of this entry's key, for the controller.
-  void record(const Entry& entry, std::uint64_t word, Hash hash) const {
+  // A request of a key, for the controller.
+  void record(Hash hash, const Entry& entry, std::uint64_t word) const {
     if (controller_ != nullptr && controller_->sampled(hash)) [[unlikely]]
-      record_sample(entry, word, hash);
+      record_sample(hash, entry.block_units(word) * static_cast<std::uint32_t>(kGranule),
+                    cost_of(entry, word));
   }
-  void record_sample(const Entry& entry, std::uint64_t word, Hash hash) const;
+  void record(Hash hash, std::uint32_t weight, std::uint32_t cost) const {
+    if (controller_ != nullptr && controller_->sampled(hash)) record_sample(hash, weight, cost);
+  }
+  void record_sample(Hash hash, std::uint32_t weight, std::uint32_t cost) const;
   void look_at(const Entry& entry, std::uint64_t word, Hash hash, View& view) const;
   bool is_void(const Entry& entry, Hash hash) const;
   std::uint32_t tag_slot(Hash tag) const {
@@ -329,7 +334,7 @@ inline bool Store::is_void(const Entry& entry, Hash hash) const {
   std::array<std::uint64_t, 255> stamps;  // NOLINT: only what is written is read
   const std::size_t tags = entry.tag_count(word);
   for (std::size_t i = 0; i < tags; ++i)
-    stamps[i] = tag_stamps_[entry.tag_slot(i)].load(std::memory_order_acquire);
+    stamps[i] = tag_stamps_[tag_slot(entry.tag_slot(i))].load(std::memory_order_acquire);
   return policy::is_void(entry.generation(), tags > 0 ? entry.stamp() : 0, generation,
                          std::span(stamps.data(), tags), options_.rules);
 }
@@ -364,14 +369,14 @@ inline bool Store::is_void(const Entry& entry, Hash hash) const {
   // Several keys are being changed as one step: wait for its end, at the lock.
   if (path.exclusive->load(std::memory_order_acquire) != 0) return Found::ask_again;
   bool proven = true;
-  const Ref ref = path.index.find(key, hash, proven);
+  const Ref ref = path.index.find(key, hash, proven, path.exclusive);
   if (ref == kNoRef) return proven ? Found::no : Found::ask_again;
   const Entry entry = path.index.at(ref);
   const std::uint64_t word = entry.load_bits();
   look_at(entry, word, hash, view);
   if (view.meta.useless_at <= now) return Found::no;
   larder::near::touch(entry.link());
-  record(entry, word, hash);
+  record(hash, entry, word);
   return Found::yes;
 }
 

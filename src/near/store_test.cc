@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <map>
 #include <set>
 
 #include "base/random.h"
@@ -215,6 +216,39 @@ TEST(Store, ExpiryDropsWhatNobodyLooksUpWithinASecond) {
   EXPECT_EQ(store.stats().expirations, 500U);
 }
 
+// Years of ends of life, in steps of all sizes: nothing is dropped early, nothing is left for long.
+TEST(Store, ExpiryKeepsTimeOverAllLevelsOfItsWheel) {
+  Store store(small_options());
+  Random random(9);
+  std::map<std::string, TimeUs> ends;
+  TimeUs now = 1'700'000'000 * kSecond;
+  store.expire(now, 1);
+  const std::array<DurationUs, 6> lives{kSecond,
+                                        30 * kSecond,
+                                        3600 * kSecond,
+                                        86'400 * kSecond,
+                                        40LL * 86'400 * kSecond,
+                                        400LL * 86'400 * kSecond};
+  for (int i = 0; i < 3000; ++i) {
+    const std::string key = std::to_string(i);
+    const auto life = static_cast<std::uint64_t>(lives[random.below(lives.size())]);
+    ends[key] = now + static_cast<TimeUs>(random.below(life)) + 1;
+    ASSERT_EQ(put_now(store, key, "v", ends[key]), Refusal::none);
+    const auto step = static_cast<std::uint64_t>(lives[random.below(i % 50 == 0 ? 5 : 2)]);
+    now += static_cast<TimeUs>(random.below(step));
+    int calls = 0;
+    while (store.expire(now, 64).more) ASSERT_LT(++calls, 10'000);
+    std::uint64_t alive = 0;
+    std::uint64_t ending = 0;
+    for (const auto& [name, end] : ends) {
+      if (end > now) ++alive;
+      if (end <= now && end > now - kSecond / 2) ++ending;
+    }
+    ASSERT_GE(store.stats().entries, alive);
+    ASSERT_LE(store.stats().entries, alive + ending) << "half a second late";
+  }
+}
+
 TEST(Store, CountAndClearTellPlainFromDeclared) {
   Store store(small_options());
   for (int i = 0; i < 50; ++i)
@@ -319,6 +353,23 @@ TEST(StoreBytes, OneGiantDoesNotDriveOutManyUnlessItIsAskedForAgain) {
   int refused = 1;
   while (refused < 1000 && fill_now(store, "giant", giant) == Refusal::not_worth) ++refused;
   EXPECT_LT(refused, 1000) << "what is asked for again and again is worth it in the end";
+}
+
+TEST(StoreBytes, AGiantThatIsSetTakesNoMoreThanItsRoom) {
+  for (const std::size_t small : {8U, 100U, 1000U}) {
+    Options options{.capacity_bytes = 8 << 20, .shards = 1};
+    Store store(options);
+    for (int i = 0; store.stats().evictions == 0; ++i)
+      ASSERT_EQ(put_now(store, std::to_string(i), std::string(small, 's')), Refusal::none);
+    const std::uint64_t before = store.stats().entries;
+    for (int i = 0; i < 3; ++i) {
+      const std::string giant(900'000, 'g');
+      ASSERT_EQ(put_now(store, "giant" + std::to_string(i), giant), Refusal::none) << small;
+      EXPECT_TRUE(valid(store, "giant" + std::to_string(i)) == giant);
+      ASSERT_EQ(store.verify(), "");
+    }
+    EXPECT_GT(store.stats().entries, before / 3) << "of entries of " << small;
+  }
 }
 
 TEST(StoreBytes, WhatIsReadStays) {

@@ -31,6 +31,13 @@ std::uint64_t checksum_of(const void* bytes, std::size_t size) {
   return hash_bytes({static_cast<const char*>(bytes), size}, kSnapshotMagic);
 }
 
+// From one clock to another. Nobody's clock is set by over a century.
+DurationUs shift_between(std::int64_t from_anchor_us, std::int64_t to_anchor_us) {
+  constexpr DurationUs kCentury = 100LL * 365 * 24 * 3600 * kSecond;
+  const auto sane = [](std::int64_t anchor) { return anchor >= -kCentury && anchor <= kCentury; };
+  return sane(from_anchor_us) && sane(to_anchor_us) ? to_anchor_us - from_anchor_us : 0;
+}
+
 class File {
  public:
   explicit File(int fd) : fd_(fd) {}
@@ -102,6 +109,14 @@ class Store::Remains {
   Remains(std::span<const char> region, const ArenaLayout& layout)
       : region_(region), layout_(layout) {}
 
+  // How many the index had; at most what an eighth of the region holds.
+  std::uint32_t buckets() const {
+    const auto& index = reinterpret_cast<const ShardState*>(region_.data())->index;
+    const std::uint32_t count = index.buckets[(index.growth.load() >> 33) & 1].load();
+    const std::uint64_t most = region_.size() / 8 / (sizeof(Bucket) + sizeof(Timer));
+    return count <= most ? count : 0;
+  }
+
   // Calls visit(Entry, word) for every entry that the index names.
   template <class Visit>
   void each(Visit&& visit) const {
@@ -154,10 +169,11 @@ class Store::Remains {
 
   // The first word of a whole entry; 0 if it is none.
   std::uint64_t word_of(Ref ref) const {
-    if (ref == kNoRef || !inside(ref, Entry::kFilledText)) return 0;
+    if (ref == kNoRef || !inside(ref, kMinBlockUnits * kGranule)) return 0;
     const Entry entry = entry_at(ref);
     const std::uint64_t word = entry.load_bits();
     if ((word & bits::kEntry) == 0 || (word & (bits::kFree | bits::kLimbo)) != 0) return 0;
+    if (Entry::is_filled(word) && !inside(ref, Entry::kFilledText)) return 0;
     const std::uint64_t bytes =
         entry.text_offset(word) + Entry::key_size(word) + Entry::value_size(word);
     return inside(ref, bytes) ? word : 0;
@@ -169,7 +185,10 @@ class Store::Remains {
 
 void Store::restore(std::span<const char> region, const Takeover& how, Restored& restored) {
   const Remains remains(region, arena_.layout());
+  std::uint64_t bytes = 0;  // of a damaged index, which may name one entry again and again
   remains.each([&](Entry entry, std::uint64_t word) {
+    bytes += entry.block_units(word) * kGranule;
+    if (bytes > region.size()) return;
     const std::string_view key = entry.key(word);
     const std::string_view value = entry.value(word);
     const Hash hash = hash_bytes(key);
@@ -184,8 +203,8 @@ void Store::restore(std::span<const char> region, const Takeover& how, Restored&
     meta.soft_expiry = shifted(meta.soft_expiry);
     meta.useless_at = shifted(meta.useless_at);
     Trust trust = how.trust(meta.cache_id);
-    // Tags are known by their slots alone, which depend on the seed.
-    if (meta.tag_count > 0 && !how.same_seed) trust = std::min(trust, Trust::revalidate);
+    // Tags are known by their slots alone, and generations by partition: both depend on the seed.
+    if (Entry::is_filled(word) && !how.same_seed) trust = std::min(trust, Trust::revalidate);
     if (view.is_void) trust = std::min(trust, Trust::revalidate);
     if (trust == Trust::drop || meta.useless_at <= how.now ||
         (trust == Trust::revalidate && (meta.negative || !Entry::is_filled(word)))) {
@@ -199,6 +218,7 @@ void Store::restore(std::span<const char> region, const Takeover& how, Restored&
     MutexLock lock(shard.mutex);
     shard.seen_now = std::max(shard.seen_now, how.now);
     Shard::New item{.key = key, .hash = hash, .value = value, .useless_at = meta.useless_at};
+    item.restored = true;
     if (Entry::is_filled(word)) {
       item.meta = &meta;
       item.ticket = &ticket;
@@ -209,8 +229,9 @@ void Store::restore(std::span<const char> region, const Takeover& how, Restored&
       return;
     }
     const Ref ref = shard.find(key, hash);
+    const std::uint8_t hits = hits_of(entry.link()).load(std::memory_order_relaxed);
     hits_of(shard.at(ref).link())
-        .store(hits_of(entry.link()).load(std::memory_order_relaxed), std::memory_order_relaxed);
+        .store(std::min(hits, std::uint8_t{kMaxHits}), std::memory_order_relaxed);
     if (trust == Trust::revalidate) shard.void_entry(hash, ref);
     ++(trust == Trust::revalidate ? restored.to_revalidate : restored.entries);
   });
@@ -224,16 +245,23 @@ Store::Restored Store::take_over(TimeUs now, std::int64_t clock_anchor_us,
   header.state.store(ArenaHeader::State::building);
   header.instance.fetch_add(1);  // who reads at this moment has read nothing
   const Takeover how{.now = now,
-                     .shift_us = clock_anchor_us - header.clock_anchor_us.load(),
+                     .shift_us = shift_between(header.clock_anchor_us.load(), clock_anchor_us),
                      .same_seed = header.fixed.hash_seed == hash_seed(),
                      .trust = trust};
+  header.clock_anchor_us.store(clock_anchor_us);
+  // A stamp from the future would refuse its tag's fills until the clock has caught up.
+  for (const auto& stamp : tag_stamps_)
+    if (stamp.load() > tag_clock_.load()) tag_clock_.store(stamp.load());
   // Copies of all regions before any is made anew: with another seed an entry may change shards.
   std::vector<std::optional<Copy>> regions;
   for (unsigned i = 0; i < options_.shards; ++i) {
     regions.emplace_back(header.fixed.shard_bytes);
     std::memcpy(regions.back()->data(), arena_.shard(i), header.fixed.shard_bytes);
   }
-  init_shards();
+  for (unsigned i = 0; i < options_.shards; ++i) {
+    MutexLock lock(shards_[i]->mutex);
+    shards_[i]->init(Remains(regions[i]->span(), arena_.layout()).buckets());
+  }
   header.fixed.hash_seed = hash_seed();
   header.checksum = near::checksum_of(header.fixed);
   for (std::optional<Copy>& region : regions) {
@@ -256,8 +284,14 @@ Result<void> Store::save(const std::string& path, TimeUs now) const {
   const auto stamps = arena_.tag_stamps();
   const std::size_t stamp_bytes = stamps.size_bytes();
   const std::uint64_t stamps_checksum = checksum_of(stamps.data(), stamp_bytes);
+  std::vector<std::uint64_t> generations;
+  for (const Partition& partition : partitions_) generations.push_back(partition.generation.load());
+  const std::size_t generation_bytes = generations.size() * sizeof(std::uint64_t);
+  const std::uint64_t generations_checksum = checksum_of(generations.data(), generation_bytes);
   bool written = file.write(&header, sizeof header) && file.write(stamps.data(), stamp_bytes) &&
-                 file.write(&stamps_checksum, sizeof stamps_checksum);
+                 file.write(&stamps_checksum, sizeof stamps_checksum) &&
+                 file.write(generations.data(), generation_bytes) &&
+                 file.write(&generations_checksum, sizeof generations_checksum);
   for (unsigned i = 0; i < options_.shards && written; ++i) {
     const MutexLock lock(shards_[i]->mutex);
     const char* region = arena_.shard(i);
@@ -270,8 +304,11 @@ Result<void> Store::save(const std::string& path, TimeUs now) const {
     unlink(temporary.c_str());
     return std::unexpected(std::move(error));
   }
-  if (rename(temporary.c_str(), path.c_str()) != 0)
-    return std::unexpected(file_error(path, "replace"));
+  if (rename(temporary.c_str(), path.c_str()) != 0) {
+    Error error = file_error(path, "replace");
+    unlink(temporary.c_str());
+    return std::unexpected(std::move(error));
+  }
   return {};
 }
 
@@ -303,7 +340,8 @@ Result<Store::Restored> Store::load(const std::string& path, TimeUs now,
            checksum == checksum_of(bytes.data(), bytes.size());
   };
   std::vector<char> stamps(tag_stamps_.size_bytes());
-  if (!read_checked(stamps)) return refuse("it is damaged");
+  std::vector<char> generations(partitions_.size() * sizeof(std::uint64_t));
+  if (!read_checked(stamps) || !read_checked(generations)) return refuse("it is damaged");
   const Takeover how{.now = now,
                      .shift_us = 0,
                      .same_seed = header.fixed.hash_seed == hash_seed(),
@@ -314,6 +352,11 @@ Result<Store::Restored> Store::load(const std::string& path, TimeUs now,
       std::uint64_t stamp = 0;
       std::memcpy(&stamp, stamps.data() + i * sizeof stamp, sizeof stamp);
       tag_stamps_[i].store(stamp);
+    }
+    for (std::size_t i = 0; i < partitions_.size(); ++i) {
+      std::uint64_t generation = 0;
+      std::memcpy(&generation, generations.data() + i * sizeof generation, sizeof generation);
+      partitions_[i].generation.store(generation);
     }
   }
   Restored restored;

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -63,66 +62,36 @@ inline void store_bytes(char* to, const char* from, std::size_t size) {
   for (; size > 0; --size) store_word<char>(to++, *from++);
 }
 
-// Calls each(word, count) for the bytes at `from`, eight at once and then the rest, in the low
-// bytes of `word`, until it returns false. Reads whole aligned words, none without one of the
-// bytes.
-template <class Each>
-bool each_word(const char* from, std::size_t size, Each&& each) {
-  static_assert(std::endian::native == std::endian::little);
-  constexpr std::size_t kWord = sizeof(std::uint64_t);
-  if (size == 0) return true;
-  const std::size_t skew = reinterpret_cast<std::uintptr_t>(from) % kWord;
-  const char* at = from - skew;
-  if (skew == 0) {
-    for (; size >= kWord; size -= kWord, at += kWord)
-      if (!each(load_word<std::uint64_t>(at), kWord)) return false;
-    return size == 0 || each(load_word<std::uint64_t>(at), size);
-  }
-  const auto shift = static_cast<unsigned>(skew * 8);
-  auto low = load_word<std::uint64_t>(at);
-  for (; size >= kWord; size -= kWord) {
-    at += kWord;
-    const auto high = load_word<std::uint64_t>(at);
-    if (!each(low >> shift | high << (64 - shift), kWord)) return false;
-    low = high;
-  }
-  if (size == 0) return true;
-  low >>= shift;
-  if (skew + size > kWord) low |= load_word<std::uint64_t>(at + kWord) << (64 - shift);
-  return each(low, size);
-}
+// ---- of memory that another process changes: a copy that is then proven or thrown away ----
+
+// Atomically under ThreadSanitizer, so that it can follow. Else as fast as memory is, which is more
+// than the language promises: what comes may be torn, and the proof is there for that; and the
+// compiler moves no access across the fence that the proof begins with.
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define LARDER_NEAR_BY_WORDS 1
+#endif
+#endif
 
 // From shared memory into private memory.
 inline void load_bytes(char* to, const char* from, std::size_t size) {
-  each_word(from, size, [&to](std::uint64_t word, std::size_t count) {
-    if (count == sizeof word) {
-      std::memcpy(to, &word, sizeof word);
-      to += sizeof word;
-      return true;
-    }
-    for (std::size_t half = sizeof word / 2; half > 0; half /= 2) {
-      if ((count & half) == 0) continue;
-      std::memcpy(to, &word, half);
-      to += half;
-      word >>= half * 8;
-    }
-    return true;
-  });
+#ifdef LARDER_NEAR_BY_WORDS
+  for (; size > 0; --size) *to++ = load_word<char>(from++);
+#else
+  if (size > 0) std::memcpy(to, from, size);
+  asm volatile("" ::: "memory");
+#endif
 }
 
-// Are the bytes at `shared` those at `key`, in private memory?
-inline bool equal_bytes(const char* shared, const char* key, std::size_t size) {
-  return each_word(shared, size, [&key](std::uint64_t word, std::size_t count) {
-    std::uint64_t wanted = 0;
-    if (count == sizeof word) {
-      std::memcpy(&wanted, key, sizeof wanted);
-      key += sizeof wanted;
-      return word == wanted;
-    }
-    for (std::size_t i = 0; i < count; ++i)
-      wanted |= std::uint64_t{static_cast<unsigned char>(key[i])} << (8 * i);
-    return (word & ((std::uint64_t{1} << (8 * count)) - 1)) == wanted;
-  });
+// Are the bytes at `shared` those at `bytes`, in private memory?
+inline bool equal_bytes(const char* shared, const char* bytes, std::size_t size) {
+#ifdef LARDER_NEAR_BY_WORDS
+  for (std::size_t i = 0; i < size; ++i)
+    if (load_word<char>(shared + i) != bytes[i]) return false;
+  return true;
+#else
+  return same_bytes(shared, bytes, size);
+#endif
 }
 
 }  // namespace larder::near

@@ -92,8 +92,9 @@ Result<std::unique_ptr<NearTier>> NearTier::open(
   }
   if (restored.entries + restored.to_revalidate > 0)
     tier->began_with_ = fmt::format(
-        "near tier: {} entries of the last run are warm, {} more will be asked for again",
-        restored.entries, restored.to_revalidate);
+        "near tier: {} entries of the last run are warm, {} more will be asked for again, {} had "
+        "ended or did not fit",
+        restored.entries, restored.to_revalidate, restored.dropped);
   return tier;
 }
 

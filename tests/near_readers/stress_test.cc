@@ -239,7 +239,9 @@ TEST(NearReaders, ReadNothingTornNothingStaleAndHoldUpNobody) {
   node.store().clear(true);
   node.store().clear(false);
   EXPECT_EQ(node.store().verify(), "");
-  EXPECT_EQ(node.store().stats().bytes, node.at_start().bytes);
+  // Nothing but the index is left; each of its blocks may have moved into one that is larger by up
+  // to two units.
+  EXPECT_LE(node.store().stats().bytes, node.at_start().bytes * 129 / 128);
   RecordProperty("reads", std::to_string(page.reads.load()));
   std::printf("%lu reads, %lu found, %lu pairs, %d readers killed, %lu evictions\n",
               page.reads.load(), page.found.load(), page.pairs.load(), killed, evictions);

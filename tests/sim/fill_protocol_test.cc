@@ -65,12 +65,16 @@ struct Config {
   bool keep_epoch = false;  // a new incarnation is not announced
 };
 
+// Keys that share a bucket share tickets, and hide from each other what a rule would have let in:
+// with this seed they do not.
+constexpr std::uint64_t kSeed = 7;
+
 // One state, rebuilt by replaying its path on fresh objects: the real ones cannot be copied.
 class World {
  public:
   explicit World(const Config& config)
       : config_(config),
-        store_({.capacity_bytes = 1 << 20,
+        store_({.capacity_bytes = 128 << 10,
                 .shards = 1,
                 .partitions = 1,
                 .tag_slots = 64,
@@ -513,6 +517,7 @@ const Writer kForeign{.foreign = true, .tag = false};
 const Writer kForeignTag{.foreign = true, .tag = true};
 
 TEST(FillProtocol, HoldsInEveryInterleaving) {
+  set_hash_seed(kSeed);
   const std::vector<Config> worlds{
       {.name = "one writer through Larder, two loaders", .writers = {kLarder}},
       {.name = "two writers through Larder", .writers = {kLarder, kLarder}},
@@ -543,6 +548,7 @@ TEST(FillProtocol, HoldsInEveryInterleaving) {
 
 // Each rule left out must be found out, by the property that it protects.
 TEST(FillProtocol, EveryRuleIsNeeded) {
+  set_hash_seed(kSeed);
   struct Control {
     std::string expected;  // any of these letters
     Config world;

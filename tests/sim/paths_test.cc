@@ -213,8 +213,7 @@ struct Paths : testing::Test {
   SimLoop loop;
   ScriptedSource source;
   obs::Registry metrics;
-  near::Store store{
-      {.capacity_bytes = 1 << 20, .shards = 2, .tag_slots = 1024}};
+  near::Store store{{.capacity_bytes = 1 << 20, .shards = 2, .tag_slots = 1024}};
   engine::Embedded engine{store, {.sources = 1, .tombstone_slots = 64}};
   std::optional<Node> node;
 };

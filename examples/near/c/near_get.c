@@ -10,31 +10,31 @@
 #include <string.h>
 
 /* The value in a buffer that grows as it has to. */
-static larder_near_result look(larder_near *near, const char *key, char **buffer, size_t *capacity,
-                               size_t *size) {
+static larder_near_result look(larder_near* near, const char* key, char** buffer, size_t* capacity,
+                               size_t* size) {
   for (;;) {
     larder_near_result result = larder_near_get(near, key, strlen(key), *buffer, *capacity, size);
     if (result != LARDER_NEAR_TOO_SMALL) return result;
-    char *larger = realloc(*buffer, *size);
+    char* larger = realloc(*buffer, *size);
     if (larger == NULL) return LARDER_NEAR_SYSTEM;
     *buffer = larger;
     *capacity = *size;
   }
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 2) {
     fputs("near_get NAME\n", stderr);
     return 2;
   }
-  larder_near *near = NULL;
+  larder_near* near = NULL;
   larder_near_result opened = larder_near_open(argv[1], &near);
   if (opened != LARDER_NEAR_FOUND) {
     fprintf(stderr, "%s: %s\n", argv[1], larder_near_text(opened));
     return 1;
   }
   char key[1024];
-  char *buffer = NULL;
+  char* buffer = NULL;
   size_t capacity = 0;
   while (fgets(key, sizeof key, stdin) != NULL) {
     key[strcspn(key, "\n")] = '\0';
