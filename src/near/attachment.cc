@@ -148,7 +148,8 @@ Attachment::Got Attachment::get(std::string_view key, char* buffer, std::size_t 
   const unsigned lane = lane_of_thread();
   for (unsigned attempt = 0;; ++attempt) {
     const Reader* const reader = reader_.load(std::memory_order_acquire);
-    const Reader::Read read = reader->get(key, buffer, capacity);
+    Reader::Read read;
+    [[clang::always_inline]] read = reader->get(key, buffer, capacity);
     if (read.answer == Answer::node_down || read.answer == Answer::restarted) [[unlikely]] {
       const larder_near_result result = renew(reader);
       if (result == LARDER_NEAR_FOUND && attempt == 0) continue;
@@ -158,8 +159,9 @@ Attachment::Got Attachment::get(std::string_view key, char* buffer, std::size_t 
       return {result, 0};
     }
     if (read.counts) hits_.record(lane, read.hash, coarse_now());
+    if (read.answer == Answer::found) [[likely]]
+      return add(lane, LARDER_NEAR_FOUND), Got{LARDER_NEAR_FOUND, read.size};
     switch (read.answer) {
-      case Answer::found: add(lane, LARDER_NEAR_FOUND); return {LARDER_NEAR_FOUND, read.size};
       case Answer::absent: add(lane, LARDER_NEAR_ABSENT); return {LARDER_NEAR_ABSENT, 0};
       case Answer::too_small:
         add(lane, LARDER_NEAR_TOO_SMALL);

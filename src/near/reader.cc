@@ -65,6 +65,9 @@ Reader::Reader(const char* base, const ArenaHeader::Fixed& fixed, const ArenaLay
       partitions_(reinterpret_cast<const Partition*>(base + layout.partitions_at)),
       caches_(reinterpret_cast<const CacheSlot*>(base + layout.caches_at)),
       tag_stamps_(reinterpret_cast<const std::atomic<std::uint64_t>*>(base + layout.tags_at)),
+      shard_mask_(fixed.shards - 1),
+      partition_mask_(fixed.partitions - 1),
+      shard_bytes_(fixed.shard_bytes),
       max_buckets_(std::uint64_t{layout.max_segments} << Index::kSegmentShift),
       instance_(instance),
       fixed_(fixed),
@@ -95,11 +98,13 @@ std::expected<Reader, Reader::Unfit> Reader::over(std::span<const char> memory,
 
 // ---- time ----
 
-// Anything may stand in the arena: the clamps keep later sums from overflowing.
-TimeUs Reader::node_time(TimeUs steady) const {
+// Anything may stand in the arena. A time that cannot be is one at which nothing is fresh.
+INLINE TimeUs Reader::node_time(TimeUs steady) const {
   if (rules_.now != 0) return rules_.now;
-  const TimeUs anchor = header().clock_anchor_us.load(std::memory_order_relaxed);
-  return std::clamp<TimeUs>(std::clamp(anchor, -kFarTime, kFarTime) + steady, 0, kFarTime);
+  const auto anchor =
+      static_cast<std::uint64_t>(header().clock_anchor_us.load(std::memory_order_relaxed));
+  const std::uint64_t time = static_cast<std::uint64_t>(steady) + anchor;
+  return time < kFarTime ? static_cast<TimeUs>(time) : kFarTime;
 }
 
 TimeUs Reader::now() const { return node_time(steady_us(CLOCK_MONOTONIC)); }
@@ -142,30 +147,35 @@ INLINE const char* Reader::bucket_at(const char* shard, std::uint64_t growth, Ha
   return segment != kNoRef && within(at, sizeof(Bucket)) ? shard + at : nullptr;
 }
 
+// Where the text of other entries than a cache's without tags begins. False: that cannot be.
+[[gnu::noinline]] bool Reader::shape_of(const char* block, std::uint64_t room, Look& look) const {
+  if (!Entry::is_filled(look.word)) {
+    look.text = (look.word & bits::kExpires) != 0 ? Entry::kExpiringText : Entry::kPlainText;
+    return true;
+  }
+  if (room < Entry::kFilledText) return false;
+  look.tags = static_cast<std::uint32_t>(entry_at(block).tag_count(look.word));
+  look.text = Entry::tags_offset(look.tags);
+  return true;
+}
+
 // Does this entry bear the key? Sets `look` if it does, or if the entry cannot be.
 INLINE bool Reader::look_at(std::string_view key, const char* shard, Ref ref, Look& look) const {
   const std::uint64_t at = std::uint64_t{ref} * kGranule;
   if (at < layout_.heap_at || !within(at, kMinBlockUnits * kGranule)) return look.malformed = true;
+  const char* const block = shard + at;
   // A small value is on its way while the first line still is; wherever that is, it does no harm.
-  __builtin_prefetch(shard + at + Bucket::kLine);
-  __builtin_prefetch(shard + at + 2 * Bucket::kLine);
-  const Entry entry = entry_at(shard + at);
-  const std::uint64_t word = entry.load_bits();
-  if (Entry::key_size(word) != key.size()) return false;
-  std::uint64_t tags = 0;
-  std::uint64_t text = Entry::kFilledText;  // branches, which are foreseen, and no choice of data
-  if ((word & (bits::kFilled | bits::kTagged)) != bits::kFilled) [[unlikely]] {
-    if (Entry::is_filled(word)) {
-      if (!within(at, Entry::kFilledText)) return look.malformed = true;
-      tags = entry.tag_count(word);
-      text = Entry::tags_offset(tags);
-    } else {
-      text = (word & bits::kExpires) != 0 ? Entry::kExpiringText : Entry::kPlainText;
-    }
-  }
-  if (!within(at, text + key.size() + Entry::value_size(word))) return look.malformed = true;
-  if (!equal_bytes(shard + at + text, key.data(), key.size())) return false;
-  look = {.at = at, .word = word, .text = text, .tags = tags};
+  __builtin_prefetch(block + Bucket::kLine);
+  __builtin_prefetch(block + 2 * Bucket::kLine);
+  look.word = entry_at(block).load_bits();
+  if (Entry::key_size(look.word) != key.size()) return false;
+  look.text = Entry::kFilledText;  // branches, which are foreseen, and no choice of data
+  if ((look.word & (bits::kFilled | bits::kTagged)) != bits::kFilled) [[unlikely]]
+    if (!shape_of(block, shard_bytes_ - at, look)) return look.malformed = true;
+  if (!within(at, look.text + key.size() + Entry::value_size(look.word)))
+    return look.malformed = true;
+  if (!equal_bytes(block + look.text, key.data(), key.size())) return false;
+  look.block = block;
   return true;
 }
 
@@ -196,39 +206,45 @@ INLINE Reader::Look Reader::look_for(std::string_view key, Hash hash, const char
 
 // ---- what may be answered ----
 
-bool Reader::tags_are_void(const char* block, std::uint64_t tags) const {
-  const Entry entry = entry_at(block);
+[[gnu::noinline]] bool Reader::tags_are_void(const Look& look) const {
+  const Entry entry = entry_at(look.block);
   std::array<std::uint64_t, 255> seen;  // NOLINT: only what is written is read
-  for (std::uint64_t i = 0; i < tags; ++i) {
+  for (std::uint32_t i = 0; i < look.tags; ++i) {
     const std::uint32_t slot = entry.tag_slot(i) & (fixed_.tag_slots - 1);
     seen[i] = tag_stamps_[slot].load(std::memory_order_acquire);
   }
-  return policy::is_void(0, entry.stamp(), 0, std::span(seen.data(), tags));
+  return policy::is_void(0, entry.stamp(), 0, std::span(seen.data(), look.tags));
 }
 
-// As Store::look_at and Store::is_void, out of the arena alone.
-INLINE Reader::Terms Reader::terms_of(const Look& look, const char* block, Hash hash) const {
+// As Store::is_void, out of the arena alone.
+INLINE bool Reader::is_void(const Look& look, Hash hash) const {
+  const auto generation =
+      static_cast<std::uint32_t>(partition_of(hash).generation.load(std::memory_order_acquire));
+  return policy::is_void(entry_at(look.block).generation(), 0, generation, {}) ||
+         (look.tags > 0 && tags_are_void(look));
+}
+
+INLINE Reader::Terms Reader::terms_of(const Look& look, Hash hash) const {
   Terms terms;
-  const Entry entry = entry_at(block);
+  const Entry entry = entry_at(look.block);
   if ((look.word & bits::kVoided) != 0) return terms;
   if (!Entry::is_filled(look.word)) {
     terms.answerable = true;
     terms.soft_expiry = entry.useless_at(look.word);
     return terms;
   }
-  const auto generation =
-      static_cast<std::uint32_t>(partition_of(hash).generation.load(std::memory_order_acquire));
-  if (policy::is_void(entry.generation(), 0, generation, {}) ||
-      (look.tags > 0 && tags_are_void(block, look.tags)))
-    return terms;
+  if (is_void(look, hash)) return terms;
   terms.as_of = entry.as_of();
   terms.soft_expiry = Entry::soft_expiry_of(terms.as_of, entry.life());
   if (const std::uint16_t cache = entry.filled_cache_id(); cache != 0) {
     if (cache > fixed_.caches) return terms;
     const CacheSlot& slot = caches_[cache - 1];
     if (slot.readable.load(std::memory_order_acquire) == 0) return terms;
-    terms.bound = std::clamp<DurationUs>(slot.bound.load(std::memory_order_acquire), 0, kFarTime);
-    terms.heartbeat = slot.heartbeat.load(std::memory_order_acquire);
+    terms.bound = slot.bound.load(std::memory_order_acquire);
+    if (terms.bound != 0) {
+      terms.bound = std::clamp<DurationUs>(terms.bound, 0, kFarTime);
+      terms.heartbeat = slot.heartbeat.load(std::memory_order_acquire);
+    }
   }
   terms.answerable = true;
   return terms;
@@ -239,10 +255,12 @@ INLINE Reader::Terms Reader::terms_of(const Look& look, const char* block, Hash 
 INLINE bool Reader::holds(const Proof& proof) const {
   // Nothing that was read before this is read after it.
   std::atomic_thread_fence(std::memory_order_acquire);
+  const std::uint64_t growth = proof.growth->load(std::memory_order_relaxed);
   return proof.control->load(std::memory_order_relaxed) == proof.control_was &&
-         saved_at() - proof.saved_at < kLongestCopy &&
-         IndexState::table(proof.growth->load(std::memory_order_relaxed), proof.hash) ==
-             proof.table_was &&
+         static_cast<std::uint64_t>(saved_at()) - static_cast<std::uint64_t>(proof.saved_at) <
+             kLongestCopy &&
+         (growth == proof.growth_was || IndexState::table(growth, proof.hash) ==
+                                            IndexState::table(proof.growth_was, proof.hash)) &&
          same_life();
 }
 
@@ -250,13 +268,14 @@ INLINE bool Reader::holds(const Proof& proof) const {
 INLINE bool Reader::try_get(std::string_view key, char* buffer, std::size_t capacity,
                             Read& read) const {
   read.answer = Answer::node_down;
+  read.counts = false;
   if (!same_life()) {
     if (state() == ArenaHeader::State::serving) read.answer = Answer::restarted;
     return true;
   }
   const char* const shard = shard_of(read.hash);
   const auto& shard_state = *reinterpret_cast<const ShardState*>(shard);
-  if (shard_state.exclusive.load(std::memory_order_acquire) != 0) return false;
+  const std::uint32_t exclusive = shard_state.exclusive.load(std::memory_order_acquire);
   const std::uint64_t growth = shard_state.index.growth.load(std::memory_order_acquire);
   const char* const home = bucket_at(shard, growth, read.hash);
   if (home == nullptr) {
@@ -276,24 +295,25 @@ INLINE bool Reader::try_get(std::string_view key, char* buffer, std::size_t capa
                     .control = &control,
                     .control_was = control.load(std::memory_order_acquire),
                     .growth = &shard_state.index.growth,
-                    .table_was = IndexState::table(growth, read.hash),
+                    .growth_was = growth,
                     .hash = read.hash};
-  if (rules_.validate && (proof.control_was & 1) != 0) return false;
+  if (exclusive != 0 || (rules_.validate && (proof.control_was & 1) != 0)) return false;
   const Look look = look_for(key, read.hash, shard, home);
   Terms terms;
-  if (look.at != 0 && !look.malformed) {
-    const char* const block = shard + look.at;
-    terms = terms_of(look, block, read.hash);
+  bool counts = false;
+  if (look.block != nullptr) {
+    terms = terms_of(look, read.hash);
     read.size = Entry::value_size(look.word);
     if (terms.answerable && read.size <= capacity)
-      load_bytes(buffer, block + look.text + key.size(), read.size);
-    read.counts =
-        load_word<std::uint8_t>(block + offsetof(Link, hits) + sizeof(std::uint64_t)) < kMaxHits;
+      load_bytes(buffer, look.block + look.text + key.size(), read.size);
+    counts = load_word<std::uint8_t>(look.block + offsetof(Link, hits) + sizeof(std::uint64_t)) <
+             kMaxHits;
   }
   if (rules_.validate && !holds(proof)) return false;
 
   read.answer = look.malformed ? Answer::corrupt : Answer::miss;
   if (!terms.answerable || !(met(terms, later) || met(terms, now()))) return true;
+  read.counts = counts;
   read.answer = read.size > capacity ? Answer::too_small : Answer::found;
   if ((look.word & bits::kNegative) != 0) read.answer = Answer::absent;
   return true;

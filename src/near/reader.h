@@ -85,10 +85,10 @@ class Reader {
   // An entry that bears the key, as far as an unproven look can say.
   struct Look {
     bool malformed = false;
-    std::uint64_t at = 0;  // in the shard; 0: there is none
+    std::uint32_t tags = 0;
+    const char* block = nullptr;  // null: there is none
     std::uint64_t word = 0;
-    std::uint64_t text = 0;  // from `at`
-    std::uint64_t tags = 0;
+    std::uint64_t text = 0;  // where the key begins in the block
   };
   // What must not have changed when all is done.
   struct Proof {
@@ -96,7 +96,7 @@ class Reader {
     const std::atomic<std::uint64_t>* control;
     std::uint64_t control_was;
     const std::atomic<std::uint64_t>* growth;
-    std::uint64_t table_was;
+    std::uint64_t growth_was;
     Hash hash;
   };
   struct Terms {
@@ -112,21 +112,24 @@ class Reader {
 
   const ArenaHeader& header() const { return *reinterpret_cast<const ArenaHeader*>(base_); }
   const Partition& partition_of(Hash hash) const {
-    return partitions_[(hash >> 48) & (fixed_.partitions - 1)];
+    return partitions_[(hash >> 48) & partition_mask_];
   }
   const char* shard_of(Hash hash) const {
-    return shards_ + ((hash >> 58) & (fixed_.shards - 1)) * fixed_.shard_bytes;
+    return shards_ + ((hash >> 58) & shard_mask_) * shard_bytes_;
   }
   bool within(std::uint64_t at, std::uint64_t bytes) const {
-    return at + bytes <= fixed_.shard_bytes;  // both are below 2^36: no overflow
+    return at + bytes <= shard_bytes_;  // both are below 2^36: no overflow
   }
 
   bool try_get(std::string_view key, char* buffer, std::size_t capacity, Read& read) const;
+  Read get_again(std::string_view key, char* buffer, std::size_t capacity, Hash hash) const;
   const char* bucket_at(const char* shard, std::uint64_t growth, Hash hash) const;
   Look look_for(std::string_view key, Hash hash, const char* shard, const char* home) const;
   bool look_at(std::string_view key, const char* shard, Ref ref, Look& look) const;
-  Terms terms_of(const Look& look, const char* block, Hash hash) const;
-  bool tags_are_void(const char* block, std::uint64_t tags) const;
+  bool shape_of(const char* block, std::uint64_t room, Look& look) const;
+  Terms terms_of(const Look& look, Hash hash) const;
+  bool is_void(const Look& look, Hash hash) const;
+  bool tags_are_void(const Look& look) const;
   bool same_life() const {
     return instance_now() == instance_ && state() == ArenaHeader::State::serving;
   }
@@ -134,13 +137,15 @@ class Reader {
   TimeUs saved_at() const { return header().saved_at.load(std::memory_order_relaxed); }
   static bool met(const Terms& terms, TimeUs now);
   TimeUs node_time(TimeUs steady) const;
-  Read get_again(std::string_view key, char* buffer, std::size_t capacity, Hash hash) const;
 
   const char* base_;
   const char* shards_;
   const Partition* partitions_;
   const CacheSlot* caches_;
   const std::atomic<std::uint64_t>* tag_stamps_;
+  std::uint32_t shard_mask_;
+  std::uint32_t partition_mask_;
+  std::uint64_t shard_bytes_;
   std::uint64_t max_buckets_;
   std::uint64_t instance_;
   ArenaHeader::Fixed fixed_;
