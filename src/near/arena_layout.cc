@@ -54,7 +54,8 @@ Result<ArenaLayout> ArenaLayout::of(const ArenaHeader::Fixed& fixed) {
   layout.max_segments = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(shard / kLeastEntryBytes / segment_entries + 1, 1U << 25));
   layout.directory_at = up(sizeof(ShardState), kLine);
-  layout.ghost_at = layout.directory_at + up(2 * layout.max_segments * 4ULL, kLine);
+  layout.ghost_at =
+      layout.directory_at + up(std::uint64_t{layout.max_segments} * 2 * sizeof(Ref), kLine);
   layout.ghost_rows = shard / kGhostShare / sizeof(GhostRow);
   layout.heap_at = layout.ghost_at + layout.ghost_rows * sizeof(GhostRow);
   constexpr std::uint64_t kLeastHeap = 4096;

@@ -98,8 +98,8 @@ larder_near_result Attachment::attach() {
   // It takes a mapping for a write to all of it.
 #else
   if (!mappings_.empty())
-    mmap(mappings_.back().base, mappings_.back().size, PROT_READ,
-         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    (void)mmap(mappings_.back().base, mappings_.back().size, PROT_READ,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 #endif
   mappings_.push_back(*mapping);
   use(*reader);

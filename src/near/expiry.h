@@ -110,8 +110,9 @@ class Wheel {
     if (timer.next != 0) index_.timer(timer.next - 1).prev = timer.prev;
     if (timer.prev != 0) {
       index_.timer(timer.prev - 1).next = timer.next;
-    } else if ((state_.heads[level][slot] = timer.next) == 0) {
-      state_.occupied[level] &= ~(1ULL << slot);
+    } else {
+      state_.heads[level][slot] = timer.next;
+      if (timer.next == 0) state_.occupied[level] &= ~(1ULL << slot);
     }
     timer = {};
   }

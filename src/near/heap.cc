@@ -55,9 +55,12 @@ void Heap::unlink(Ref block) {
   if (next != kNoRef) store(next, kPrev, prev);
   if (prev != kNoRef) {
     store(prev, kNext, next);
-  } else if ((state_.heads[first][second] = next) == kNoRef) {
-    state_.second_bitmap[first] &= static_cast<std::uint16_t>(~(1U << second));
-    if (state_.second_bitmap[first] == 0) state_.first_bitmap &= ~(1U << first);
+  } else {
+    state_.heads[first][second] = next;
+    if (next == kNoRef) {
+      state_.second_bitmap[first] &= static_cast<std::uint16_t>(~(1U << second));
+      if (state_.second_bitmap[first] == 0) state_.first_bitmap &= ~(1U << first);
+    }
   }
   state_.free_units -= size;
 }

@@ -39,7 +39,10 @@ Slot* take_slot();
 class Pin {
  public:
   Pin() : slot_(pins::here.slot) {
-    if (slot_ == nullptr && (slot_ = pins::take_slot()) == nullptr) return;
+    if (slot_ == nullptr) {
+      slot_ = pins::take_slot();
+      if (slot_ == nullptr) return;
+    }
     if (pins::here.depth++ > 0) return;
     const std::uint64_t now = pins::epoch.load(std::memory_order_acquire);
     if (pins::has_membarrier) {
