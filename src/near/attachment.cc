@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <tuple>
 
 namespace larder::near {
 namespace {
@@ -98,8 +99,8 @@ larder_near_result Attachment::attach() {
   // It takes a mapping for a write to all of it.
 #else
   if (!mappings_.empty())
-    (void)mmap(mappings_.back().base, mappings_.back().size, PROT_READ,
-               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    std::ignore = mmap(mappings_.back().base, mappings_.back().size, PROT_READ,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 #endif
   mappings_.push_back(*mapping);
   use(*reader);
