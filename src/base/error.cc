@@ -17,6 +17,7 @@ std::string_view error_prefix(ErrorCode code) {
     case ErrorCode::read_only: return "LARDER_READONLY";
     case ErrorCode::source_down: return "LARDER_SOURCE_DOWN";
     case ErrorCode::source_refused: return "LARDER_SOURCE_ERROR";
+    case ErrorCode::engine_down: return "LARDER_ENGINE_DOWN";
     case ErrorCode::timeout: return "LARDER_TIMEOUT";
     case ErrorCode::overloaded: return "LARDER_OVERLOADED";
     case ErrorCode::internal:

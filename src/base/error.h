@@ -21,6 +21,7 @@ enum class ErrorCode : std::uint8_t {
   read_only,       // the cache declares no write mode    LARDER_READONLY
   source_down,     // the source cannot be reached        LARDER_SOURCE_DOWN
   source_refused,  // the source refused the statement    LARDER_SOURCE_ERROR
+  engine_down,     // the engine cannot be reached        LARDER_ENGINE_DOWN
   timeout,         // a deadline passed                   LARDER_TIMEOUT
   overloaded,      // a queue or pool is at its bound     LARDER_OVERLOADED
   too_large,       // over a configured limit             LARDER_BADVALUE
