@@ -16,6 +16,7 @@ std::string_view to_string(Refusal refusal) {
     case Refusal::no_room: return "no_room";
     case Refusal::later: return "later";
     case Refusal::not_worth: return "not_worth";
+    case Refusal::floor: return "floor";
   }
   return "?";
 }

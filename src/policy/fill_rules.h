@@ -34,8 +34,9 @@ enum class Refusal : std::uint8_t {
   no_room,       // the memory bound, and nothing to evict
   later,         // what is stored comes from a later load
   not_worth,     // it is so large that it would drive out many that are worth more
+  floor,         // transactions that the engine remembers no more may be missing in the load
 };
-inline constexpr std::size_t kRefusals = 12;  // how many there are
+inline constexpr std::size_t kRefusals = 13;  // how many there are
 std::string_view to_string(Refusal refusal);
 
 // For negative controls in tests only: each `false` leaves one rule out.

@@ -1,126 +1,25 @@
 // The same commands to a real redis-server and to PlainCommands must give the same bytes.
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <poll.h>
-#include <spawn.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <csignal>
-#include <filesystem>
 #include <set>
 
 #include "base/hash.h"
 #include "base/random.h"
 #include "engine/embedded/plain.h"
-
-extern char** environ;  // NOLINT: POSIX
+#include "engine/redis_process.h"
 
 namespace larder::engine {
 namespace {
 
-using Words = std::vector<std::string>;
-
-std::string find_redis() {
-  for (const char* folder : {"/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"}) {
-    std::string path = std::string(folder) + "/redis-server";
-    if (access(path.c_str(), X_OK) == 0) return path;
-  }
-  return {};
-}
-
-// A redis-server of our own, in a folder of its own, on a socket in it.
-class RedisServer {
- public:
-  explicit RedisServer(const std::string& binary) {
-    std::string pattern = (std::filesystem::temp_directory_path() / "larder-redis-XXXXXX").string();
-    folder_ = mkdtemp(pattern.data()) != nullptr ? pattern : "";
-    const Words words{binary,    "--port",      "0",  "--unixsocket", path(), "--dir",
-                      folder_,   "--save",      "",   "--appendonly", "no",   "--loglevel",
-                      "warning", "--daemonize", "no", "--logfile",    "log"};
-    std::vector<char*> argv;
-    for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
-    argv.push_back(nullptr);
-    if (posix_spawn(&pid_, binary.c_str(), nullptr, nullptr, argv.data(), environ) != 0) pid_ = 0;
-  }
-  ~RedisServer() {
-    if (pid_ > 0) {
-      kill(pid_, SIGKILL);
-      waitpid(pid_, nullptr, 0);
-    }
-    std::error_code ignored;
-    if (!folder_.empty()) std::filesystem::remove_all(folder_, ignored);
-  }
-  RedisServer(const RedisServer&) = delete;
-  RedisServer& operator=(const RedisServer&) = delete;
-  std::string path() const { return folder_ + "/s"; }
-  bool running() const { return pid_ > 0 && waitpid(pid_, nullptr, WNOHANG) == 0; }
-
- private:
-  std::string folder_;
-  pid_t pid_ = 0;
-};
-
-class Connection {
- public:
-  explicit Connection(const RedisServer& server) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    server.path().copy(address.sun_path, sizeof(address.sun_path) - 1);
-    for (int tries = 0; tries < 3000 && server.running(); ++tries) {
-      fd_ = socket(AF_UNIX, SOCK_STREAM, 0);
-      if (fd_ < 0) return;
-      if (connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) return;
-      close(fd_);
-      fd_ = -1;
-      poll(nullptr, 0, 10);  // it is starting
-    }
-  }
-  ~Connection() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Connection(const Connection&) = delete;
-  Connection& operator=(const Connection&) = delete;
-  bool connected() const { return fd_ >= 0; }
-
-  // The bytes of one reply.
-  std::string call(const Words& words) {
-    const std::vector<std::string_view> args(words.begin(), words.end());
-    std::string request;
-    wire::write_command(request, args);
-    if (write(fd_, request.data(), request.size()) != static_cast<ssize_t>(request.size()))
-      return "(cannot write)";
-    for (;;) {
-      std::size_t consumed = 0;
-      std::string error;
-      if (wire::parse_reply(buffer_, consumed, error)) {
-        std::string reply = buffer_.substr(0, consumed);
-        buffer_.erase(0, consumed);
-        return reply;
-      }
-      std::array<char, 65536> piece{};
-      const ssize_t got = read(fd_, piece.data(), piece.size());
-      if (got <= 0 || !error.empty()) return "(closed) " + error;
-      buffer_.append(piece.data(), static_cast<std::size_t>(got));
-    }
-  }
-
- private:
-  int fd_ = -1;
-  std::string buffer_;
-};
+using real::Connection;
+using real::find_redis;
+using real::parse;
+using real::RedisServer;
+using real::Words;
 
 TimeUs wall_now() {
   using namespace std::chrono;
   return duration_cast<microseconds>(system_clock::now().time_since_epoch()).count();
-}
-
-wire::Reply parse(const std::string& bytes) {
-  std::size_t consumed = 0;
-  std::string error;
-  return wire::parse_reply(bytes, consumed, error).value_or(wire::Reply{});
 }
 
 // Random commands over few keys, so that they meet; arguments that are often at an edge.

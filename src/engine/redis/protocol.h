@@ -3,8 +3,7 @@
 //
 // All coordination state of one (source, partition) is one hash, so that it is lost whole or not at
 // all; beside it lie the stream of its recent messages, the entries and the tickets. Each step is
-// one script, hence atomic. The decisions inside the scripts are those of policy/coordination.h,
-// which tests/sim explores; protocol_test.cc proves on real servers that both decide alike.
+// one script, hence atomic. protocol_test.cc walks through every rule on a real server.
 //
 // Numbers of transactions must stay below 2^53: Lua counts in doubles.
 #pragma once
@@ -32,8 +31,9 @@ unsigned partition_of(std::string_view key, unsigned partitions);
 // chosen so that partition p of P lies in the p-th of P equal ranges of slots.
 class Names {
  public:
+  // `sharded`: messages go by SPUBLISH (a cluster of Redis 7 or Valkey).
   Names(std::string_view name_space, std::string_view source, unsigned partition,
-        unsigned partitions);
+        unsigned partitions, bool sharded = false);
   const std::string& state() const { return state_; }
   const std::string& stream() const { return stream_; }
   const std::string& channel() const { return channel_; }
@@ -42,10 +42,12 @@ class Names {
   std::string entry(std::string_view schema, std::string_view key) const;
   std::string ticket(std::string_view schema, std::string_view key) const;
   std::uint32_t slot() const { return slot_; }
+  std::string_view publish() const { return sharded_ ? "SPUBLISH" : "PUBLISH"; }
 
  private:
   std::string prefix_, state_, stream_, channel_;
-  std::uint32_t slot_;
+  std::uint32_t slot_ = 0;
+  bool sharded_;
 };
 
 // ---- common ----
@@ -140,17 +142,27 @@ enum class TxnRule : std::uint8_t {
 };
 
 struct Invalidation {
-  std::vector<std::string> keys;     // of this partition, with their schema: see below
-  std::vector<std::string> schemas;  // parallel to keys; a key may come with several schemas
+  struct Key {
+    std::string text;
+    std::vector<std::string> schemas;  // whose entries of the key go; several versions may live
+  };
+  std::vector<Key> keys;  // of this partition
   std::vector<std::string> tags;
   policy::TxnId x = 0;
   TxnRule rule = TxnRule::exact;
   std::uint64_t source_id = 0;  // x belongs to this incarnation; 0: the present one
 };
 
+// How much is kept; the defaults suit a partition of a large deployment.
+struct Bounds {
+  unsigned stream = 10'000;          // messages for repair
+  unsigned tombstones = 2'000;       // beyond: trimmed below the feed's xmin
+  unsigned most_tombstones = 4'000;  // beyond: trimmed whatever it costs in refused fills
+};
+
 // The first write is the DEL of the entries, so that it works at maxmemory. An x that T[key] has
 // already (the writer came before the feed) changes nothing more for that key.
-Step invalidate_step(const Names& names, const Invalidation& what);
+Step invalidate_step(const Names& names, const Invalidation& what, const Bounds& bounds = {});
 
 // The feed's: compares A with `expected`, applies `changes` in order, sets A = `position` and, if
 // it is not 0, H = `heartbeat`, in one step. On a mismatch nothing happens, and `applied` is false.
@@ -160,9 +172,10 @@ struct FeedStep {
   TimeUs heartbeat = 0;         // by the engine's clock
   std::uint64_t source_id = 0;  // another one than the hash's: mismatch
   policy::TxnId xmin = 0;       // T may be trimmed below it; 0: unknown
+  TimeUs committed_at = 0;      // of the earliest change, for the followers' lag; 0: unknown
   std::vector<Invalidation> changes;
 };
-Step feed_step(const Names& names, const FeedStep& feed);
+Step feed_step(const Names& names, const FeedStep& feed, const Bounds& bounds = {});
 
 struct ChangeAnswer {  // of both
   Position position;
