@@ -47,7 +47,12 @@ class ProtocolTest : public ::testing::Test {
   }
 
   wire::Reply run(const Step& step) {
-    Words words{"EVAL", std::string(step.script), std::to_string(step.keys.size())};
+    std::string script(step.script);
+    if (const std::size_t at = script.find(left_out_); !left_out_.empty() && at != script.npos) {
+      script.erase(at, left_out_.size());
+      left_out_found_ = true;
+    }
+    Words words{"EVAL", std::move(script), std::to_string(step.keys.size())};
     words.insert(words.end(), step.keys.begin(), step.keys.end());
     words.insert(words.end(), step.args.begin(), step.args.end());
     wire::Reply reply = parse(redis_->call(words));
@@ -120,6 +125,8 @@ class ProtocolTest : public ::testing::Test {
   Names names_{"larder", "shop", 3, 64};
   std::string token_;
   int tokens_ = 0;
+  std::string left_out_;  // negative controls: a rule of the scripts that is not applied
+  bool left_out_found_ = false;
 };
 
 TEST(Names, PartitionsHaveEqualRangesOfSlots) {
@@ -325,6 +332,66 @@ TEST_F(ProtocolTest, TrimmingRaisesTheFloors) {
   EXPECT_TRUE(feed(step, bounds).applied);
   EXPECT_EQ(load("p:7", 110, "v"), Refusal::floor);
   EXPECT_EQ(load("p:7", 120, "v"), Refusal::none);
+}
+
+// Negative controls: each rule alone is what refuses; with its line taken out of the script, what
+// must not be stored is stored.
+TEST_F(ProtocolTest, WithoutItsRuleEachStaleFillIsStored) {
+  const auto stale_fill_without = [&](std::string rule, auto&& prepare) {
+    redis_->call({"FLUSHALL"});
+    left_out_.clear();
+    new_epoch("e1", 99);
+    left_out_ = std::move(rule);
+    left_out_found_ = false;
+    const Refusal refusal = prepare();
+    EXPECT_TRUE(left_out_found_) << "the scripts have no such line: " << left_out_;
+    return refusal;
+  };
+  EXPECT_EQ(stale_fill_without("if not seen(redis.call('HGET', S, 'k:' .. ARGV[10]), snap, tn) "
+                               "then return 'tombstone' end",
+                               [&] {
+                                 invalidate(of_key("p:1", 105));
+                                 return load("p:1", 105, "old");
+                               }),
+            Refusal::none);
+  EXPECT_EQ(stale_fill_without("if st[3] and num(st[3]) >= snap.xmin then return 'floor' end",
+                               [&] { return load("p:1", 99, "old"); }),
+            Refusal::none);
+  EXPECT_EQ(stale_fill_without("if ARGV[3] ~= st[2] then return 'source' end",
+                               [&] {
+                                 lookup("p:1");
+                                 StoredEntry other = entry(101, "old");
+                                 other.snapshot.source_id = 7;
+                                 return fill("p:1", other);
+                               }),
+            Refusal::none);
+  EXPECT_EQ(stale_fill_without("if not mine or te ~= e then return 'ticket' end",
+                               [&] {
+                                 lookup("p:1");
+                                 invalidate(of_key("p:1", 0, TxnRule::tickets));
+                                 return fill("p:1", entry(101, "old"));
+                               }),
+            Refusal::none);
+  EXPECT_EQ(stale_fill_without("if ARGV[2] ~= e then return 'epoch' end",
+                               [&] {
+                                 lookup("p:1");
+                                 return fill("p:1", entry(101, "old"), "e0");
+                               }),
+            Refusal::none);
+  EXPECT_EQ(stale_fill_without("if there.snap.xmax > snap.xmax then return 'later' end",
+                               [&] {
+                                 load("p:1", 105, "newer");
+                                 return load("p:1", 104, "older");
+                               }),
+            Refusal::none);
+  EXPECT_EQ(
+      stale_fill_without(
+          "if not seen(redis.call('HGET', S, 't:' .. tags[i]), snap, tn) then return 'tag' end",
+          [&] {
+            invalidate(of_tag("cat:1", 105));
+            return load("p:1", 105, "old", {"cat:1"});
+          }),
+      Refusal::none);
 }
 
 TEST_F(ProtocolTest, InvalidatesWhenTheServerIsFull) {
