@@ -145,7 +145,7 @@ TEST_F(ProtocolTest, MissFillHit) {
   EXPECT_EQ(miss.found.front().kind, Found::Kind::ticket);
   EXPECT_EQ(miss.position.epoch, "e1");
   EXPECT_EQ(miss.position.replid.size(), 40U);
-  const StoredEntry stored = entry(101, std::string("a\0\n 7:b", 8), {"cat:\n1", "2:x"});
+  const StoredEntry stored = entry(101, std::string("a\0\n 7:b", 7), {"cat:\n1", "2:x"});
   EXPECT_EQ(fill("p:1", stored), Refusal::none);
   const LookupAnswer hit = lookup("p:1");
   ASSERT_EQ(hit.found.front().kind, Found::Kind::hit);
@@ -235,7 +235,6 @@ TEST_F(ProtocolTest, TagsVoidEntriesAndRefuseFills) {
 TEST_F(ProtocolTest, WithoutSnapshotsTheTicketIsTheSafety) {
   StoredEntry blind = entry(0, "v", {"cat:1"});
   lookup("p:1");
-  const std::string before = token_;
   invalidate(of_tag("cat:1", 0, TxnRule::tickets));
   EXPECT_EQ(fill("p:1", blind), Refusal::tag);  // its ticket is older than the tag's change
   lookup("p:1");
