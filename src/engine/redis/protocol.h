@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "policy/fill_rules.h"
+#include "policy/follower.h"
 #include "policy/snapshot.h"
 #include "wire/resp.h"
 
@@ -52,15 +53,7 @@ class Names {
 
 // ---- common ----
 
-// How far the messages of a partition have come, and in which history. `replid` is the replication
-// id of the server that answered: after a failover it is another one. `epoch` is opaque: compare
-// for equality only; "" = the engine has no state (fresh, flushed, evicted).
-struct Position {
-  std::string replid;
-  std::string epoch;
-  std::uint64_t n = 0;
-  friend bool operator==(const Position&, const Position&) = default;
-};
+using Position = policy::Position;
 
 struct Step {
   std::string_view script;  // its text: a constant
