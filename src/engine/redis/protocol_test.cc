@@ -255,6 +255,25 @@ TEST_F(ProtocolTest, AnXThatIsKnownChangesNothingMore) {
   EXPECT_EQ(kind("p:1"), Found::Kind::hit);
 }
 
+TEST_F(ProtocolTest, TheFeedDropsWhatTheWriterDidNotKnowOf) {
+  EXPECT_EQ(load("p:1", 100, "old"), Refusal::none);
+  Invalidation of_another_version{.keys = {{"p:1", {"product.2"}}}, .tags = {}, .x = 100};
+  invalidate(of_another_version);
+  EXPECT_EQ(kind("p:1"), Found::Kind::hit);  // its x is known, its entry was not named
+  feed({.expected = 10, .position = 11, .source_id = kSource, .changes = {of_key("p:1", 100)}});
+  EXPECT_EQ(kind("p:1"), Found::Kind::ticket);
+}
+
+TEST_F(ProtocolTest, ANewEpochKeepsTheFloorOfWhatWasTrimmedMeanwhile) {
+  run(epoch_begin_step(names_, "m2"));
+  for (policy::TxnId x = 120; x < 132; ++x)
+    run(invalidate_step(names_, of_key("q:" + std::to_string(x), x),
+                        {.stream = 100, .tombstones = 4, .most_tombstones = 8}));
+  run(epoch_write_step(names_, {.mark = "m2", .epoch = "e2", .floor = 105, .source_id = kSource}));
+  lookup("q:120");
+  EXPECT_EQ(fill("q:120", entry(110, "old"), "e2"), Refusal::floor);
+}
+
 TEST_F(ProtocolTest, TheFeedComparesItsPosition) {
   const FeedStep step{.expected = 10,
                       .position = 12,

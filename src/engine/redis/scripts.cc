@@ -232,8 +232,16 @@ for i = 1, num(ARGV[13]) do
   for k = 1, nk do
     local key, schemas = ARGV[at], num(ARGV[at + 1])
     at = at + 2
-    if not (known and rule == 'e' and has('k:' .. key, x)) then
-      for j = 0, 2 * schemas - 1 do redis.call('DEL', KEYS[key_at + j]) end
+    -- Whoever came before with this x may have known fewer schemas of the key: what has not seen x
+    -- goes in any case.
+    local fresh = not (known and rule == 'e' and has('k:' .. key, x))
+    for j = 0, 2 * schemas - 1, 2 do
+      local h = not fresh and header(redis.call('GET', KEYS[key_at + j]) or '')
+      if not (h and visible(x, h.snap)) then
+        redis.call('DEL', KEYS[key_at + j], KEYS[key_at + j + 1])
+      end
+    end
+    if fresh then
       if known and rule ~= 't' then record('k:' .. key, x, rule, 0) end
       keys[#keys + 1] = key
     end
@@ -325,9 +333,11 @@ if redis.call('HGET', S, 'mark') ~= ARGV[1] then
   local st = redis.call('HMGET', S, 'e', 'n', 'A', 'src')
   return {replid, st[1] or '', num(st[2]), 0, num(st[3]), st[4] or '0', clock()}
 end
+-- What was trimmed while the mark stood has raised F already.
+local floor = math.max(num(redis.call('HGET', S, 'F')), num(ARGV[3]))
 redis.call('HDEL', S, 'mark')
 redis.call('DEL', KEYS[2])
-redis.call('HSET', S, 'e', ARGV[2], 'F', ARGV[3], 'A', ARGV[4], 'src', ARGV[5], 'H', ARGV[6],
+redis.call('HSET', S, 'e', ARGV[2], 'F', text(floor), 'A', ARGV[4], 'src', ARGV[5], 'H', ARGV[6],
   'n', '0')
 redis.call(ARGV[8], ARGV[7], pack({'e', replid, ARGV[2], 0, ARGV[6], 0, 0, 0}))
 return {replid, ARGV[2], 0, 1, num(ARGV[4]), ARGV[5], clock()}
