@@ -1,6 +1,7 @@
 // Real servers for tests: a redis-server of one's own, and a blocking connection to it.
 #pragma once
 
+#include <gtest/gtest.h>
 #include <poll.h>
 #include <spawn.h>
 #include <sys/socket.h>
@@ -11,6 +12,7 @@
 #include <array>
 #include <csignal>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -33,13 +35,12 @@ inline std::string find_redis() {
 // A redis-server of our own, in a folder of its own, on a socket in it.
 class RedisServer {
  public:
-  explicit RedisServer(const std::string& binary, const Words& options = {}) {
+  explicit RedisServer(const std::string& binary) {
     std::string pattern = (std::filesystem::temp_directory_path() / "larder-redis-XXXXXX").string();
     folder_ = mkdtemp(pattern.data()) != nullptr ? pattern : "";
-    Words words{binary,    "--port",      "0",  "--unixsocket", path(), "--dir",
-                folder_,   "--save",      "",   "--appendonly", "no",   "--loglevel",
-                "warning", "--daemonize", "no", "--logfile",    "log"};
-    words.insert(words.end(), options.begin(), options.end());
+    const Words words{binary,    "--port",      "0",  "--unixsocket", path(), "--dir",
+                      folder_,   "--save",      "",   "--appendonly", "no",   "--loglevel",
+                      "warning", "--daemonize", "no", "--logfile",    "log"};
     std::vector<char*> argv;
     for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
     argv.push_back(nullptr);
@@ -122,5 +123,29 @@ inline wire::Reply parse(const std::string& bytes) {
   std::string error;
   return wire::parse_reply(bytes, consumed, error).value_or(wire::Reply{});
 }
+
+// Tests that share one server, each on a connection of its own and with nothing in it. `Base` is
+// ::testing::Test or TestWithParam.
+template <class Base>
+class WithRedis : public Base {
+ protected:
+  static void SetUpTestSuite() {
+    const std::string binary = find_redis();
+    if (!binary.empty()) server_ = new RedisServer(binary);
+  }
+  static void TearDownTestSuite() {
+    delete server_;
+    server_ = nullptr;
+  }
+  void SetUp() override {
+    if (server_ == nullptr) GTEST_SKIP() << "redis-server is missing";
+    redis_ = std::make_unique<Connection>(*server_);
+    ASSERT_TRUE(redis_->connected());
+    redis_->call({"FLUSHALL"});
+  }
+
+  static inline RedisServer* server_ = nullptr;
+  std::unique_ptr<Connection> redis_;
+};
 
 }  // namespace larder::engine::real

@@ -1,29 +1,13 @@
 #include "wire/reply_scan.h"
 
 #include <algorithm>
-#include <charconv>
+
+#include "wire/resp_numbers.h"
 
 namespace larder::wire {
 namespace {
 
 using Status = ReplyScanner::Status;
-
-// As in parse_reply: a plus may stand before it, leading zeros may not.
-bool parse_number(std::string_view text, std::int64_t& value) {
-  if (text.starts_with('+')) text.remove_prefix(1);
-  const std::string_view digits = text.substr(text.starts_with('-') ? 1 : 0);
-  if (digits.empty() || digits[0] < '0' || digits[0] > '9') return false;
-  if (digits[0] == '0' && text.size() > 1) return false;
-  const auto [stop, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return code == std::errc() && stop == text.data() + text.size();
-}
-
-bool is_real(std::string_view text) {
-  if (text.starts_with('+')) text.remove_prefix(1);
-  double value = 0;
-  const auto [stop, code] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return code == std::errc() && stop == text.data() + text.size();
-}
 
 }  // namespace
 
@@ -87,13 +71,14 @@ Status ReplyScanner::header(std::string_view text) {
 }
 
 Status ReplyScanner::scalar(char kind, std::string_view text) {
-  std::int64_t ignored = 0;
+  std::int64_t integer = 0;
+  double real = 0;
   switch (kind) {
     case '+':
     case '-':
     case '(': break;
     case ':':
-      if (!parse_number(text, ignored)) return fail("invalid number");
+      if (!parse_reply_integer(text, integer)) return fail("invalid number");
       break;
     case '_':
       if (!text.empty()) return fail("invalid null");
@@ -102,7 +87,7 @@ Status ReplyScanner::scalar(char kind, std::string_view text) {
       if (text != "t" && text != "f") return fail("invalid boolean");
       break;
     case ',':
-      if (!is_real(text)) return fail("invalid number");
+      if (!parse_reply_real(text, real)) return fail("invalid number");
       break;
     default: return fail(std::string("unknown reply type '") + kind + "'");
   }
@@ -112,7 +97,7 @@ Status ReplyScanner::scalar(char kind, std::string_view text) {
 
 Status ReplyScanner::bulk_header(char kind, std::string_view text) {
   std::int64_t size = 0;
-  if (!parse_number(text, size)) return fail("invalid number");
+  if (!parse_reply_integer(text, size)) return fail("invalid number");
   if (size == -1 && kind == '$') {
     is_done_ = close_element();
     return Status::complete;
@@ -148,7 +133,7 @@ Status ReplyScanner::aggregate(char kind, std::string_view text) {
   const bool is_attribute = kind == '|';
   if (is_attribute && attributes_ >= kMaxDepth) return fail("too many attributes");
   std::int64_t count = 0;
-  if (!parse_number(text, count)) return fail("invalid number");
+  if (!parse_reply_integer(text, count)) return fail("invalid number");
   if (count == -1 && kind == '*') {
     is_done_ = close_element();
     return Status::complete;

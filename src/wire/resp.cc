@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "wire/resp_numbers.h"
+
 namespace larder::wire {
 namespace {
 
@@ -12,21 +14,6 @@ using Status = CommandParser::Status;
 
 constexpr std::size_t kFastArguments = 32;
 constexpr int kMaxDepth = 32;
-
-bool is_digit(char c) { return static_cast<unsigned char>(c - '0') < 10; }
-
-// Redis's string2ll: no plus, no leading zeros, nothing around it.
-bool parse_integer(std::string_view text, std::int64_t& value) {
-  if (text.empty()) return false;
-  const bool negative = text[0] == '-';
-  const std::string_view digits = text.substr(negative ? 1 : 0);
-  if (digits.empty() || !is_digit(digits[0])) return false;
-  if (digits[0] == '0' && text.size() > 1) return false;
-  const char* const begin = text.data();
-  const char* const end = begin + text.size();
-  const auto [stop, code] = std::from_chars(begin, end, value);
-  return code == std::errc() && stop == end;
-}
 
 // Reads at most four digits and CRLF: nearly every length there is. Null if it is anything else.
 const char* parse_short(const char* p, const char* end, std::size_t& value) {
@@ -401,8 +388,7 @@ bool ReplyParser::line(std::string_view& text) {
 }
 
 bool ReplyParser::number(std::string_view text, std::int64_t& value) {
-  if (text.starts_with('+')) text.remove_prefix(1);
-  return parse_integer(text, value) || fail("invalid number");
+  return parse_reply_integer(text, value) || fail("invalid number");
 }
 
 bool ReplyParser::bulk(std::string_view text, Reply& reply, Reply::Type type) {
@@ -466,14 +452,9 @@ bool ReplyParser::scalar(char kind, std::string_view text, Reply& reply) {
       reply.type = Reply::Type::boolean;
       reply.integer = text == "t" ? 1 : 0;
       return text == "t" || text == "f" || fail("invalid boolean");
-    case ',': {
+    case ',':
       reply.type = Reply::Type::real;
-      if (text.starts_with('+')) text.remove_prefix(1);
-      const char* const begin = text.data();
-      const char* const end = begin + text.size();
-      const auto [stop, code] = std::from_chars(begin, end, reply.real);
-      return (code == std::errc() && stop == end) || fail("invalid number");
-    }
+      return parse_reply_real(text, reply.real) || fail("invalid number");
     default: return fail(std::string("unknown reply type '") + kind + "'");
   }
 }

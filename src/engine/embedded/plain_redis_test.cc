@@ -11,10 +11,7 @@
 namespace larder::engine {
 namespace {
 
-using real::Connection;
-using real::find_redis;
 using real::parse;
-using real::RedisServer;
 using real::Words;
 
 TimeUs wall_now() {
@@ -198,22 +195,11 @@ std::string printable(const Words& words) {
   return text;
 }
 
-class AgainstRedis : public testing::TestWithParam<int> {
+class AgainstRedis : public real::WithRedis<testing::TestWithParam<int>> {
  protected:
-  static void SetUpTestSuite() {
-    const std::string binary = find_redis();
-    if (!binary.empty()) server_ = new RedisServer(binary);
-  }
-  static void TearDownTestSuite() {
-    delete server_;
-    server_ = nullptr;
-  }
   void SetUp() override {
-    if (server_ == nullptr) GTEST_SKIP() << "redis-server is missing";
-    redis_ = std::make_unique<Connection>(*server_);
-    ASSERT_TRUE(redis_->connected());
-    if (GetParam() == 3) redis_->call({"HELLO", "3"});
-    redis_->call({"FLUSHALL"});
+    WithRedis::SetUp();
+    if (redis_ && GetParam() == 3) redis_->call({"HELLO", "3"});
   }
 
   std::string ours(const Words& words) {
@@ -230,8 +216,6 @@ class AgainstRedis : public testing::TestWithParam<int> {
     ASSERT_EQ(ours(words), redis_->call(words));
   }
 
-  static inline RedisServer* server_ = nullptr;
-  std::unique_ptr<Connection> redis_;
   near::Store store_{{.capacity_bytes = 64 << 20}};
   PlainCommands commands_{store_};
 };

@@ -153,8 +153,9 @@ struct Bounds {
   unsigned most_tombstones = 4'000;  // beyond: trimmed whatever it costs in refused fills
 };
 
-// The first write is the DEL of the entries, so that it works at maxmemory. An x that T[key] has
-// already (the writer came before the feed) changes nothing more for that key.
+// The first write needs no memory, so that it works at maxmemory. An x that T[key] has already (the
+// writer came before the feed) gives no new number and no message, and leaves the entries that have
+// seen it.
 Step invalidate_step(const Names& names, const Invalidation& what, const Bounds& bounds = {});
 
 // The feed's: compares A with `expected`, applies `changes` in order, sets A = `position` and, if

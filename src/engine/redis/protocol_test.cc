@@ -13,7 +13,6 @@ namespace {
 
 using engine::real::Connection;
 using engine::real::parse;
-using engine::real::RedisServer;
 using engine::real::Words;
 using policy::Refusal;
 using ::testing::ElementsAre;
@@ -27,21 +26,11 @@ policy::Snapshot sees_below(policy::TxnId x) {
   return {.source_id = kSource, .xmin = x, .xmax = x, .in_progress = {}};
 }
 
-class ProtocolTest : public ::testing::Test {
+class ProtocolTest : public engine::real::WithRedis<::testing::Test> {
  protected:
-  static void SetUpTestSuite() {
-    const std::string binary = engine::real::find_redis();
-    if (!binary.empty()) server_ = new RedisServer(binary);
-  }
-  static void TearDownTestSuite() {
-    delete server_;
-    server_ = nullptr;
-  }
   void SetUp() override {
-    if (server_ == nullptr) GTEST_SKIP() << "redis-server is missing";
-    redis_ = std::make_unique<Connection>(*server_);
-    ASSERT_TRUE(redis_->connected());
-    redis_->call({"FLUSHALL"});
+    WithRedis::SetUp();
+    if (!redis_) return;
     redis_->call({"CONFIG", "SET", "maxmemory", "0"});
     new_epoch("e1", 99);
   }
@@ -120,8 +109,6 @@ class ProtocolTest : public ::testing::Test {
   StateAnswer state() { return state_answer(run(read_step(names_))).value_or(StateAnswer{}); }
 
   static constexpr DurationUs kMinute = 60 * kSecond;
-  static inline RedisServer* server_ = nullptr;
-  std::unique_ptr<Connection> redis_;
   Names names_{"larder", "shop", 3, 64};
   std::string token_;
   int tokens_ = 0;

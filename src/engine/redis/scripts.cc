@@ -197,10 +197,15 @@ if ARGV[1] == 'f' and (not e or num(st[4]) ~= num(ARGV[2]) or st[3] ~= ARGV[5]) 
   return answer(0)
 end
 
+-- False: this x stands there already.
 local function record(field, x, rule, stamp)
   local old = redis.call('HGET', S, field)
   local c, s, xs = -1, 0, {}
-  if old then c, s, xs = split(old) else made = made + 1 end
+  if old then c, s, xs = split(old) end
+  if rule == 'e' then
+    for i = 1, #xs do if xs[i] == x then return false end end
+  end
+  if not old then made = made + 1 end
   if rule == 'e' then
     xs[#xs + 1] = x
     table.sort(xs)
@@ -212,13 +217,7 @@ local function record(field, x, rule, stamp)
   end
   for i = 1, #xs do xs[i] = text(xs[i]) end
   redis.call('HSET', S, field, text(c) .. ';' .. text(s) .. ';' .. table.concat(xs, ','))
-end
-local function has(field, x)
-  local old = redis.call('HGET', S, field)
-  if not old then return false end
-  local _, _, xs = split(old)
-  for i = 1, #xs do if xs[i] == x then return true end end
-  return false
+  return true
 end
 
 local key_at, at = 3, 14
@@ -234,27 +233,22 @@ for i = 1, num(ARGV[13]) do
     at = at + 2
     -- Whoever came before with this x may have known fewer schemas of the key: what has not seen x
     -- goes in any case.
-    local fresh = not (known and rule == 'e' and has('k:' .. key, x))
+    local fresh = not known or rule == 't' or record('k:' .. key, x, rule, 0)
     for j = 0, 2 * schemas - 1, 2 do
       local h = not fresh and header(redis.call('GET', KEYS[key_at + j]) or '')
       if not (h and visible(x, h.snap)) then
         redis.call('DEL', KEYS[key_at + j], KEYS[key_at + j + 1])
       end
     end
-    if fresh then
-      if known and rule ~= 't' then record('k:' .. key, x, rule, 0) end
-      keys[#keys + 1] = key
-    end
+    if fresh then keys[#keys + 1] = key end
     key_at = key_at + 2 * schemas
   end
   for k = 1, nt do
     local tag = ARGV[at]
     at = at + 1
-    if not (known and rule == 'e' and has('t:' .. tag, x)) then
-      -- A mark alone has no tickets yet, and n begins anew.
-      if known and (rule ~= 't' or e) then record('t:' .. tag, x, rule, n + 1) end
-      tags[#tags + 1] = tag
-    end
+    -- A mark alone has no tickets yet, and n begins anew.
+    local records_tag = known and (rule ~= 't' or e)
+    if not records_tag or record('t:' .. tag, x, rule, n + 1) then tags[#tags + 1] = tag end
   end
   if e and #keys + #tags > 0 then
     n = n + 1
