@@ -27,7 +27,7 @@ LAYERS = [
 ]
 BESIDE = {
     "near": {"policy"},  # entries carry freshness and tickets
-    "feed": {"source"},  # a feed reads the log of a source
+    "feed": {"source", "engine"},  # a feed reads a source's log, or listens to a Redis
     "server": {"config"},
 }
 

@@ -6,6 +6,7 @@
 #include "cache/node.h"
 #include "commands.h"
 #include "config/check.h"
+#include "server/engine_facts.h"
 #include "server/sources.h"
 
 namespace larder::app {
@@ -41,7 +42,7 @@ int check(const std::string& file, bool as_json) {
   int code = kDone;
   for (const cache::SourceSpec& spec : config.sources) {
     obs::Registry metrics;
-    auto source = server::open_source(spec, config.caches, metrics, {});
+    auto source = server::open_source(spec, config.caches, server::feed_for(config), metrics, {});
     if (source) {
       capabilities[spec.name] = (*source)->capabilities();
       continue;
@@ -50,7 +51,12 @@ int check(const std::string& file, bool as_json) {
     fmt::print(stderr, "source {} cannot be used as it is: {}\n", spec.name,
                text_of(source.error()));
   }
-  const config::CheckReport report = config::check(config, capabilities);
+  config::CheckReport report = config::check(config, capabilities);
+  if (config.engine.url != "embedded:") {
+    const config::EngineFacts facts = server::ask_engine(config);
+    if (!facts.problem.empty()) code = std::max(code, static_cast<int>(kFailed));
+    config::check_engine(facts, report.warnings);
+  }
   fmt::print("{}{}", as_json ? config::to_json(report) : config::to_text(report),
              as_json ? "\n" : "");
   return code;
@@ -70,7 +76,7 @@ void register_config_check(CLI::App& app, Run& run) {
       "Example:\n"
       "  larder config check larder.toml\n"
       "  larder config check --json larder.toml | jq .problems\n\n"
-      "Exit codes: 0 right, 1 right but a source cannot be used now, 2 wrong.");
+      "Exit codes: 0 right, 1 right but a source or the engine cannot be used now, 2 wrong.");
   sub->callback([file, as_json, &run] {
     run = [name = file->as<std::string>(), in_json = as_json->count() > 0] {
       return check(name, in_json);

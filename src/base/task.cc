@@ -137,4 +137,11 @@ std::size_t TaskGroup::running() const {
   return running_;
 }
 
+Task<void> when_all(std::vector<Task<void>> tasks) {
+  TaskGroup group;
+  for (Task<void>& task : tasks) group.spawn(std::move(task));
+  group.stop();
+  co_await group.join();
+}
+
 }  // namespace larder

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -195,6 +196,9 @@ class TaskGroup {
   bool joining_ LARDER_GUARDED_BY(mutex_) = false;
   bool closed_ LARDER_GUARDED_BY(mutex_) = false;
 };
+
+// Runs all at once on the current loop, and ends when all have ended.
+Task<void> when_all(std::vector<Task<void>> tasks);
 
 // Continues the coroutine on `loop`'s thread.
 inline auto resume_on(Loop& loop) {

@@ -74,8 +74,10 @@ Explanation Node::explain(std::string_view key, TimeUs now) {
   self.near.lookup(key, hash, now, [&](const near::View& view) {
     held = true;
     const policy::Freshness freshness = self.judge(cache, view, now, Impl::SourceState::unknown);
-    say("held_by",
-        cache.spec.near ? "near tier (the embedded engine's own storage)" : "embedded engine");
+    say("held_by", self.engine.capabilities().entries_live_in_near
+                       ? (cache.spec.near ? "near tier (the embedded engine's own storage)"
+                                          : "embedded engine")
+                       : "near tier");
     say("state", std::string(state_of(freshness, view.is_void)));
     say("value", view.meta.negative ? "none: the source has no such row"
                                     : fmt::format("{} bytes", view.value.size()));
@@ -83,7 +85,10 @@ Explanation Node::explain(std::string_view key, TimeUs now) {
     say("ttl", view.meta.soft_expiry > now ? duration(view.meta.soft_expiry - now) : "passed");
     say("load_took", duration(view.meta.load_us));
   });
-  if (!held) say("held_by", "nobody: the next read loads");
+  if (!held)
+    say("held_by", self.engine.capabilities().shared
+                       ? "not the near tier: the next read asks the engine"
+                       : "nobody: the next read loads");
   say("guarantee", guarantee(index));
   say("loading", self.flights.contains(key, hash) ? "yes, one load is under way" : "no");
   const auto invalidated = self.invalidated.find(hash);

@@ -17,7 +17,7 @@
 #include "base/hash.h"
 #include "base/sync.h"
 #include "base/task.h"
-#include "policy/fill_rules.h"
+#include "engine/engine.h"
 
 namespace larder::cache {
 
@@ -30,7 +30,10 @@ struct Flight {
   const std::string key;
   const Hash hash;
   const std::uint64_t era;            // of the table when it began
-  policy::Ticket ticket;              // the leader's
+  engine::Ticket ticket;              // the leader's
+  bool reload = false;                // the source is to be asked although there is an entry
+  TimeUs held_until = 0;              // an entry of the engine is to end later than this
+  TimeUs deadline = 0;                // of the whole of it; 0: not set yet
   std::optional<DurationUs> life_us;  // of the entry, if its leader wants another than the cache's
   Outcome outcome;  // written by the leader before done.notify(), read by waiters after
   Waiters done;
@@ -63,6 +66,11 @@ class Flights {
     shard.flights.emplace(flight->key, flight);  // the map's key is a view into the flight
     size_.fetch_add(1, std::memory_order_relaxed);
     return {std::move(flight), true};
+  }
+
+  // A flight that nobody joins. It is not counted.
+  static Pointer alone(std::string_view key, Hash hash) {
+    return std::make_shared<Flight<Outcome>>(std::string(key), hash, 0);
   }
 
   // Nobody joins it any more, and its waiters wake. The leader calls it exactly once.

@@ -29,7 +29,7 @@ void describe_feed(const CacheSpec& spec, const source::Capabilities* source, Gu
   }
 }
 
-std::string rests_on(const CacheSpec& spec, const Guarantee& g) {
+std::string rests_on(const CacheSpec& spec, const Guarantee& g, bool shared) {
   const std::string ttl = format_duration(spec.ttl_us);
   switch (spec.consistency) {
     case Consistency::eventual:
@@ -45,9 +45,9 @@ std::string rests_on(const CacheSpec& spec, const Guarantee& g) {
                          format_duration(g.ttl_us), g.feed);
     case Consistency::strong:
       return fmt::format(
-          "linearizable for writes through Larder: they invalidate before they commit, and no "
-          "stale "
-          "value is answered, whatever fails; changes by others: {}",
+          "linearizable for writes through Larder{}: they invalidate before they commit, and no "
+          "stale value is answered, whatever fails; changes by others: {}",
+          shared ? ", until the engine fails over" : "",
           g.fed ? g.feed : fmt::format("ttl {}, because {}", ttl, g.feed));
   }
   return {};
@@ -55,12 +55,12 @@ std::string rests_on(const CacheSpec& spec, const Guarantee& g) {
 
 }  // namespace
 
-Guarantee guarantee_of(const CacheSpec& spec, const source::Capabilities* source) {
+Guarantee guarantee_of(const CacheSpec& spec, const source::Capabilities* source, bool shared) {
   Guarantee g{.name = name_of(spec), .rests_on = {}, .feed = {}, .ttl_us = spec.ttl_us};
   describe_feed(spec, source, g);
   if (spec.consistency == Consistency::bounded && !g.fed)
     g.ttl_us = std::min(spec.ttl_us, spec.bound_us);
-  g.rests_on = rests_on(spec, g);
+  g.rests_on = rests_on(spec, g, shared);
   return g;
 }
 

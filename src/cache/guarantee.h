@@ -17,8 +17,9 @@ struct Guarantee {
   DurationUs ttl_us = 0;  // effective: min(ttl, bound) for a bounded cache that is not fed
 };
 
-// `source`: what the cache's source can do; null if it could not be opened.
-Guarantee guarantee_of(const CacheSpec& spec, const source::Capabilities* source);
+// `source`: what the cache's source can do; null if it could not be opened. `shared`: nodes share
+// an engine.
+Guarantee guarantee_of(const CacheSpec& spec, const source::Capabilities* source, bool shared);
 
 // Does what is promised of an entry still hold when this node was away for a while? Only where its
 // age is all that is promised: nobody has listened to the feed meanwhile.

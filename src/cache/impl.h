@@ -5,6 +5,7 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -39,7 +40,21 @@ struct CacheMetrics {
 struct SourceRuntime {
   std::string name;
   source::Source* source = nullptr;
+  // Every change committed before it is void here: of the whole source, or for each partition of a
+  // shared engine (then the first is not used).
   std::atomic<TimeUs> heartbeat{0};
+  std::span<const std::atomic<TimeUs>> heartbeats;
+  TimeUs heartbeat_of(std::string_view key) const {
+    if (heartbeats.empty()) return heartbeat.load(std::memory_order_acquire);
+    const auto count = static_cast<unsigned>(heartbeats.size());
+    return heartbeats[engine::partition_of(key, count)].load(std::memory_order_acquire);
+  }
+  TimeUs oldest_heartbeat() const {
+    TimeUs oldest = heartbeats.empty() ? heartbeat.load(std::memory_order_acquire) : kNever;
+    for (const auto& one : heartbeats)
+      oldest = std::min(oldest, one.load(std::memory_order_acquire));
+    return oldest;
+  }
   obs::Counter* invalidations = nullptr;  // through its feed
   obs::Histogram* lag = nullptr;
   // Incarnations begun so far, and who waits for their beginning to end. Each begins only once, so
@@ -59,6 +74,7 @@ struct CacheRuntime {
   CacheSpec spec;
   std::uint16_t id = 0;  // near::Meta::cache_id
   unsigned source = 0;   // index
+  std::string schema;    // in a shared engine: its name, and a hash of key pattern and load
   policy::FreshnessRules rules;
   Guarantee guarantee;
   bool keeps_for_error = false;
@@ -67,6 +83,15 @@ struct CacheRuntime {
   // The placeholders of the statements, each once.
   std::vector<std::string> load_names, store_names, remove_names, increment_names;
   CacheMetrics metrics;
+
+  // What the engine has to know of it.
+  engine::Cache in_engine() const {
+    return {.source = source,
+            .near_id = id,
+            .near = spec.near && !rules.strong,
+            .schema = schema,
+            .bound_us = rules.bound_us};
+  }
 };
 
 // A watched table's change, and what it means for one cache.
@@ -118,8 +143,19 @@ struct Node::Impl {
                         SourceState source);
   policy::Freshness judge(const CacheRuntime& cache, const near::View& view, TimeUs now,
                           SourceState source) const;
+  policy::Freshness judge_found(const CacheRuntime& cache, const engine::Found& found,
+                                TimeUs now) const;
   void refresh_in_background(unsigned cache, std::string_view key, Hash hash);
+  // A flight's way: engine, and if that has nothing to answer with, the source.
   Task<void> load(unsigned cache, std::vector<LoadFlight> flights);
+  Task<void> look_again(unsigned cache, LoadFlight flight, engine::Found busy);
+  Task<void> load_from_source(unsigned cache, std::vector<LoadFlight> flights);
+  Task<void> give_up(unsigned cache, LoadFlight flight, Error error);
+  Task<void> release(unsigned cache, LoadFlight flight, engine::Ticket ticket);
+  bool answer_from_engine(unsigned cache, const LoadFlight& flight, engine::Found& found);
+  void finish(const LoadFlight& flight, Result<std::shared_ptr<const Reading>> reading);
+  // Joins or starts the flight of a read.
+  LoadFlights::Joined join(const CacheRuntime& cache, std::string_view key, Hash hash);
   // In the node's group: whoever waits may leave, the load goes on.
   void start_load(unsigned cache, std::vector<LoadFlight> flights);
   // Loads what was written, and stores it; `ttl_us` is parallel to `keys`.
@@ -127,6 +163,7 @@ struct Node::Impl {
                     std::vector<std::optional<DurationUs>> ttl_us);
   Task<void> settle(unsigned cache, LoadFlight flight, Result<source::Row> row,
                     const source::Loaded& loaded);
+  Task<void> drop(const CacheRuntime& cache, LoadFlight flight);
   Task<Result<Reading>> await_flight(unsigned cache, LoadFlight flight, TimeUs began);
   Result<Reading> after_failure(const CacheRuntime& cache, std::string_view key, Hash hash,
                                 Error error);
@@ -142,16 +179,26 @@ struct Node::Impl {
                                          const std::vector<std::string_view>& params) const;
 
   // ---- invalidation path (invalidation.cc) ----
-  Task<Result<void>> invalidate(engine::Change change, std::string_view feed);
-  Task<Result<void>> apply(unsigned source, source::ChangeBatch batch);
-  engine::Change change_of(unsigned source, const std::vector<source::RowChange>& changes) const;
+  Task<Result<void>> invalidate(std::vector<engine::Change> changes, std::string_view feed);
+  bool keeps_for_error(std::string_view key) const;
+  void close_flights(std::span<const std::string> keys, std::span<const std::string> tags,
+                     policy::TxnId x, std::string_view feed);
+  Task<Result<source::FeedOrder>> apply(unsigned source, source::ChangeBatch batch);
+  Task<Result<source::FeedOrder>> apply_here(unsigned source, source::ChangeBatch batch);
+  // One for each transaction, in order.
+  std::vector<engine::Change> changes_of(unsigned source,
+                                         std::span<const source::RowChange> changes) const;
+  engine::Hooks hooks();
   Task<void> begin_incarnation(unsigned source, std::uint64_t source_id);
-  Task<void> void_source(unsigned source, std::string_view feed);
+  Task<Result<void>> void_source(unsigned source, std::string_view feed);
   obs::Counter& invalidations(std::string_view feed);
 
   TimeUs now() const { return Loop::current()->now_us(); }
   double dice() const;
   const CacheRuntime* by_name(std::string_view name) const;
+  void tell(std::span<const std::string> keys, bool everything) const {
+    if (on_invalidated) on_invalidated(keys, everything);
+  }
 
   std::vector<std::unique_ptr<CacheRuntime>> caches;
   std::vector<CacheSpec> specs;
@@ -164,6 +211,7 @@ struct Node::Impl {
   LoadFlights flights;
   std::atomic<std::size_t> waiting{0};
   const std::size_t max_waiters;
+  const std::function<void(std::span<const std::string>, bool)> on_invalidated;
   RecentEvents invalidated;
   RecentEvents refused;
   mutable std::atomic<std::uint64_t> dice_count;

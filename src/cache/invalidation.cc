@@ -24,68 +24,115 @@ obs::Counter& Node::Impl::invalidations(std::string_view feed) {
                          "Keys, tags and caches made void, by where the news came from");
 }
 
-// The one place where anything becomes void. Entries and tickets first, then the flights: whoever
-// comes after this returned joins no load that began before it.
-Task<Result<void>> Node::Impl::invalidate(engine::Change change, std::string_view feed) {
+bool Node::Impl::keeps_for_error(std::string_view key) const {
+  return std::ranges::any_of(caches, [&](const auto& cache) {
+    return cache->keeps_for_error && key.starts_with(cache->spec.key.prefix());
+  });
+}
+
+// Whoever comes from now on joins no load that began before the change.
+void Node::Impl::close_flights(std::span<const std::string> keys, std::span<const std::string> tags,
+                               policy::TxnId x, std::string_view feed) {
   const TimeUs at = now();
-  std::vector<bool> keep;
-  keep.reserve(change.keys.size());
-  for (const std::string& key : change.keys) {
-    bool keeps = false;
-    for (const auto& cache : caches)
-      if (cache->keeps_for_error && key.starts_with(cache->spec.key.prefix())) keeps = true;
-    keep.push_back(keeps);
-  }
-  Result<void> done = co_await engine.invalidate(change, std::move(keep));
-  if (!done) co_return done;
-  for (const std::string& key : change.keys) {
+  for (const std::string& key : keys) {
     const Hash hash = hash_bytes(key);
     flights.close(key, hash);
-    invalidated.note(hash, at,
-                     change.x ? fmt::format("{}, change {}", feed, change.x) : std::string(feed));
+    invalidated.note(hash, at, x ? fmt::format("{}, change {}", feed, x) : std::string(feed));
   }
-  for (const std::string& tag : change.tags)
+  for (const std::string& tag : tags)
     invalidated.note(hash_bytes(tag), at, fmt::format("{}, tag", feed));
-  if (!change.tags.empty()) flights.close_all();
-  invalidations(feed).add(change.keys.size() + change.tags.size());
+  if (!tags.empty()) flights.close_all();
+  invalidations(feed).add(keys.size() + tags.size());
+  tell(keys, !tags.empty());
+}
+
+// The one place where this node makes anything void. Entries and tickets first, then the flights.
+Task<Result<void>> Node::Impl::invalidate(std::vector<engine::Change> changes,
+                                          std::string_view feed) {
+  for (engine::Change& change : changes) {
+    change.keep_for_error.clear();
+    for (const std::string& key : change.keys)
+      change.keep_for_error.push_back(keeps_for_error(key));
+  }
+  std::vector<engine::Change> sent = changes;
+  Result<void> done = co_await engine.invalidate(std::move(sent));
+  for (const engine::Change& change : changes)
+    close_flights(change.keys, change.tags, change.x, feed);
   co_return done;
+}
+
+// What a shared engine asks and tells.
+engine::Hooks Node::Impl::hooks() {
+  engine::Hooks result;
+  result.schema_of = [this](std::string_view key) -> std::string_view {
+    const auto after = std::ranges::upper_bound(
+        prefixes, key, {}, [](const auto& p) { return std::string_view(p.first); });
+    if (after == prefixes.begin()) return {};
+    const auto& [prefix, index] = *(after - 1);
+    return key.starts_with(prefix)
+               ? std::string_view(caches[static_cast<std::size_t>(index)]->schema)
+               : std::string_view();
+  };
+  result.keeps_for_error = [this](std::string_view key) { return keeps_for_error(key); };
+  result.voided = [this](const engine::Hooks::Voided& what) {
+    const SourceRuntime& source = *sources[what.source];
+    if (what.everything) {
+      flights.close_all();
+      tell({}, true);
+    }
+    close_flights(what.keys, what.tags, what.x, source.name);
+    if (what.lag_us > 0) source.lag->record(what.lag_us);
+  };
+  for (const auto& source : sources) {
+    engine::Hooks::Source known{.name = source->name, .feeds = source->source->capabilities().feed};
+    for (const auto& cache : caches) {
+      const DurationUs bound = cache->rules.bound_us;
+      if (sources[cache->source] != source || bound == 0 || !cache->guarantee.fed) continue;
+      known.bound_us = known.bound_us == 0 ? bound : std::min(known.bound_us, bound);
+    }
+    result.sources.push_back(std::move(known));
+  }
+  return result;
 }
 
 // ---- what others changed ----
 
-engine::Change Node::Impl::change_of(unsigned source,
-                                     const std::vector<source::RowChange>& changes) const {
-  engine::Change result{.source = source, .keys = {}, .tags = {}};
+std::vector<engine::Change> Node::Impl::changes_of(
+    unsigned source, std::span<const source::RowChange> changes) const {
+  std::vector<engine::Change> result;
   std::vector<std::string_view> texts;
   for (const source::RowChange& change : changes) {
-    result.x = std::max(result.x, change.x);
+    if (result.empty() || result.back().x != change.x)
+      result.push_back({.source = source, .x = change.x, .keys = {}, .tags = {}});
+    engine::Change& into = result.back();
     LARDER_ASSERT(change.watched_id < targets.size());
+    // No key and no row is found by NULL: such a change touches no entry.
+    if (std::ranges::any_of(change.values, [](const auto& v) { return !v.has_value(); })) continue;
     for (const DependencyTarget& target : targets[change.watched_id]) {
       const CacheRuntime& cache = *caches[target.cache];
       texts.clear();
-      // No key and no row is found by NULL: such a change touches no entry.
-      if (std::ranges::any_of(change.values, [](const auto& v) { return !v.has_value(); }))
-        continue;
       if (!target.full) {
         for (const auto& value : change.values) texts.push_back(*value);
-        result.tags.push_back(partial_tag(change.watched_id, cache.spec, texts));
+        into.tags.push_back(partial_tag(change.watched_id, cache.spec, texts));
         continue;
       }
       for (const int column : target.column_of_param)
         texts.push_back(*change.values[static_cast<std::size_t>(column)]);
       Result<std::string> key = cache.spec.key.render(texts);
-      if (key) result.keys.push_back(std::move(*key));  // else no key can name this row
+      if (key) into.keys.push_back(std::move(*key));  // else no key can name this row
     }
   }
-  for (auto* names : {&result.keys, &result.tags}) {
-    std::ranges::sort(*names);
-    const auto repeated = std::ranges::unique(*names);
-    names->erase(repeated.begin(), repeated.end());
-  }
+  for (engine::Change& change : result)
+    for (auto* names : {&change.keys, &change.tags}) {
+      std::ranges::sort(*names);
+      const auto repeated = std::ranges::unique(*names);
+      names->erase(repeated.begin(), repeated.end());
+    }
   return result;
 }
 
 Task<void> Node::Impl::begin_incarnation(unsigned source, std::uint64_t source_id) {
+  if (engine.capabilities().shared) co_return;  // its feed begins epochs
   SourceRuntime& runtime = *sources[source];
   if (runtime.incarnation.load(std::memory_order_acquire) == source_id) co_return;
   Waiters* begun = nullptr;
@@ -109,29 +156,53 @@ Task<void> Node::Impl::begin_incarnation(unsigned source, std::uint64_t source_i
   begun->notify();
 }
 
-Task<void> Node::Impl::void_source(unsigned source, std::string_view feed) {
+Task<Result<void>> Node::Impl::void_source(unsigned source, std::string_view feed) {
   engine::Change all{.source = source, .keys = {}, .tags = {}};
   for (const auto& cache : caches)
     if (cache->source == source) all.tags.push_back(cache->cache_tag);
-  Result<void> done = co_await invalidate(std::move(all), feed);
-  LARDER_ASSERT(done.has_value());
+  std::vector<engine::Change> changes{std::move(all)};
+  Result<void> done = co_await invalidate(std::move(changes), feed);
+  co_return done;
 }
 
-Task<Result<void>> Node::Impl::apply(unsigned source, source::ChangeBatch batch) {
+Task<Result<source::FeedOrder>> Node::Impl::apply(unsigned source, source::ChangeBatch batch) {
+  if (!engine.capabilities().shared) {
+    Result<source::FeedOrder> order = co_await apply_here(source, std::move(batch));
+    co_return order;
+  }
+  engine::FeedBatch delivered{.from = batch.from,
+                              .to = batch.to,
+                              .source_id = batch.source_id,
+                              .changes = changes_of(source, batch.changes),
+                              .everything = batch.everything,
+                              .heartbeat = batch.heartbeat,
+                              .committed_at = batch.committed_at,
+                              .xmin = batch.xmin,
+                              .floor = batch.floor};
+  for (engine::Change& change : delivered.changes) change.source_id = batch.source_id;
+  const Result<engine::FeedOrder> order = co_await engine.feed(source, std::move(delivered));
+  if (!order) co_return std::unexpected(order.error());
+  co_return source::FeedOrder{.go_on_from = order->go_on_from, .new_epoch = order->new_epoch};
+}
+
+// The near tier is all there is.
+Task<Result<source::FeedOrder>> Node::Impl::apply_here(unsigned source, source::ChangeBatch batch) {
   SourceRuntime& runtime = *sources[source];
   co_await begin_incarnation(source, batch.source_id);
   if (batch.everything) co_await void_source(source, runtime.name);
   if (!batch.changes.empty()) {
-    engine::Change change = change_of(source, batch.changes);
-    change.source_id = batch.source_id;
-    Result<void> done = co_await invalidate(std::move(change), runtime.name);
-    if (!done) co_return done;  // no heartbeat: bounded caches stop answering from memory
+    std::vector<engine::Change> changes = changes_of(source, batch.changes);
+    for (engine::Change& change : changes) change.source_id = batch.source_id;
+    Result<void> done = co_await invalidate(std::move(changes), runtime.name);
+    if (!done)
+      co_return std::unexpected(
+          done.error());  // no heartbeat: bounded caches stop answering from memory
     if (batch.committed_at)
       runtime.lag->record(std::max<DurationUs>(0, now() - batch.committed_at));
   }
   if (batch.heartbeat > runtime.heartbeat.load(std::memory_order_relaxed))
     runtime.heartbeat.store(batch.heartbeat, std::memory_order_release);
-  co_return Result<void>{};
+  co_return source::FeedOrder{};
 }
 
 // ---- what a caller says ----
@@ -153,11 +224,9 @@ Task<Result<std::int64_t>> Node::invalidate_keys(std::vector<std::string> keys,
     by_source[source].source = source;
     by_source[source].keys.push_back(std::move(key));
   }
-  for (engine::Change& change : by_source) {
-    if (change.keys.empty()) continue;
-    Result<void> done = co_await self.invalidate(std::move(change), feed);
-    if (!done) co_return std::unexpected(done.error());
-  }
+  std::erase_if(by_source, [](const engine::Change& change) { return change.keys.empty(); });
+  Result<void> done = co_await self.invalidate(std::move(by_source), feed);
+  if (!done) co_return std::unexpected(done.error());
   co_return count;
 }
 
@@ -169,27 +238,32 @@ Task<Result<std::int64_t>> Node::invalidate_tags(std::vector<std::string> tags,
     if (tag.starts_with('@'))
       co_return fail(ErrorCode::bad_value, "a tag that begins with '@' is Larder's own");
   // A tag may be borne by entries of any source.
-  for (unsigned source = 0; source < self.sources.size(); ++source) {
-    engine::Change change{.source = source, .keys = {}, .tags = tags};
-    Result<void> done = co_await self.invalidate(std::move(change), feed);
-    if (!done) co_return std::unexpected(done.error());
-  }
+  std::vector<engine::Change> changes;
+  changes.reserve(self.sources.size());
+  for (unsigned source = 0; source < self.sources.size(); ++source)
+    changes.push_back({.source = source, .keys = {}, .tags = tags});
+  Result<void> done = co_await self.invalidate(std::move(changes), feed);
+  if (!done) co_return std::unexpected(done.error());
   co_return count;
 }
 
 Task<Result<bool>> Node::invalidate_cache(std::string name, std::string_view feed) {
   const CacheRuntime* cache = impl_->by_name(name);
   if (!cache) co_return false;
-  engine::Change change{.source = cache->source, .keys = {}, .tags = {cache->cache_tag}};
+  std::vector<engine::Change> change{
+      {.source = cache->source, .keys = {}, .tags = {cache->cache_tag}}};
   Result<void> done = co_await impl_->invalidate(std::move(change), feed);
   if (!done) co_return std::unexpected(done.error());
   co_return true;
 }
 
 Task<Result<void>> Node::invalidate_all(std::string_view feed) {
-  for (unsigned source = 0; source < impl_->sources.size(); ++source)
-    co_await impl_->void_source(source, feed);
-  co_return Result<void>{};
+  Result<void> outcome;
+  for (unsigned source = 0; source < impl_->sources.size(); ++source) {
+    Result<void> done = co_await impl_->void_source(source, feed);
+    if (!done) outcome = std::move(done);
+  }
+  co_return outcome;
 }
 
 }  // namespace larder::cache

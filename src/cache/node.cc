@@ -55,6 +55,8 @@ std::vector<std::string> placeholder_names(const std::string& sql) {
 
 }  // namespace
 
+constexpr std::uint64_t kSchemaSeed = 0x6c61726465723a73ULL;
+
 std::string_view to_string(Tier tier) { return kTierNames[static_cast<std::size_t>(tier)]; }
 
 // ---- what the sources must know ----
@@ -143,12 +145,14 @@ Node::Impl::Impl(Parts given)
       metrics(*given.metrics),
       flights(given.max_flights),
       max_waiters(given.max_waiters),
+      on_invalidated(std::move(given.on_invalidated)),
       dice_count(mix64(given.seed)) {
   LARDER_ASSERT(given.source_names.size() == given.sources.size());
   for (std::size_t i = 0; i < given.sources.size(); ++i) {
     auto runtime = std::make_unique<SourceRuntime>();
     runtime->name = given.source_names[i];
     runtime->source = given.sources[i];
+    if (engine.capabilities().shared) runtime->heartbeats = engine.capabilities().heartbeats[i];
     runtime->invalidations = &invalidations(runtime->name);
     runtime->lag = &metrics.histogram("larder_invalidation_lag_seconds", {{"feed", runtime->name}},
                                       "From a commit by others to its invalidation");
@@ -162,7 +166,8 @@ Node::Impl::Impl(Parts given)
     const auto source = std::ranges::find(given.source_names, spec.source);
     LARDER_ASSERT(source != given.source_names.end());
     cache->source = static_cast<unsigned>(source - given.source_names.begin());
-    cache->guarantee = guarantee_of(spec, &sources[cache->source]->source->capabilities());
+    cache->guarantee = guarantee_of(spec, &sources[cache->source]->source->capabilities(),
+                                    engine.capabilities().shared);
     cache->rules = {.stale_while_revalidate_us = spec.stale_while_revalidate_us,
                     .stale_if_error_us = spec.stale_if_error_us,
                     .refresh_ahead = spec.refresh_ahead,
@@ -170,6 +175,9 @@ Node::Impl::Impl(Parts given)
                     .bound_us = spec.consistency == Consistency::bounded ? spec.bound_us : 0};
     cache->keeps_for_error = spec.stale_if_error_us > 0 && !cache->rules.strong;
     cache->cache_tag = "@cache:" + spec.name;
+    // Not keyed: all nodes that run this version of the service agree on it.
+    cache->schema = fmt::format("{}.{:016x}", spec.name,
+                                hash_bytes(spec.key.text() + '\n' + spec.load, kSchemaSeed));
     cache->load_names = placeholder_names(spec.load);
     cache->store_names = placeholder_names(spec.store);
     cache->remove_names = placeholder_names(spec.remove);
@@ -225,6 +233,7 @@ Node::~Node() = default;
 
 void Node::start() {
   Impl* const impl = impl_.get();
+  impl->engine.start(impl->group, impl->hooks());
   for (unsigned i = 0; i < impl->sources.size(); ++i)
     impl->group.spawn(impl->sources[i]->source->run_feed(
         impl->group,
@@ -268,10 +277,10 @@ Error Node::bad_key(const Route& route, std::string_view key) const {
 void Node::publish_near() const {
   for (const auto& cache : impl_->caches) {
     const bool fed = cache->rules.bound_us != 0 && cache->guarantee.fed;
+    // A reader in another process does not know partitions: what holds for all of them.
     impl_->near.publish_cache(
         cache->id, cache->spec.near && cache->spec.consistency != Consistency::strong,
-        cache->rules.bound_us,
-        fed ? impl_->sources[cache->source]->heartbeat.load(std::memory_order_acquire) : 0);
+        cache->rules.bound_us, fed ? impl_->sources[cache->source]->oldest_heartbeat() : 0);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -77,6 +78,10 @@ struct Parts {
   std::uint64_t seed = 0;             // dice of jitter and XFetch
   std::size_t max_flights = 100'000;  // loads under way; beyond: -LARDER_OVERLOADED
   std::size_t max_waiters = 100'000;  // readers that wait for them
+  // Called after keys became void (`everything`: tags, caches, resets), and after a load brought
+  // what may be newer than what was handed out before. From any loop; must not suspend or call the
+  // node. May be empty.
+  std::function<void(std::span<const std::string> keys, bool everything)> on_invalidated;
 };
 
 class Node {

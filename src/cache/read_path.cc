@@ -1,4 +1,4 @@
-// near -> source, and the fill on the way back.
+// near -> engine -> source, and the fill on the way back.
 #include <fmt/format.h>
 
 #include <boost/json.hpp>
@@ -13,6 +13,9 @@ constexpr std::uint64_t kNearSample = 32;  // one near hit in so many is timed, 
 // The whole of a load may take a little longer than its deadline (scheduling, the fill); whoever
 // waits for it gives it that much.
 constexpr DurationUs kGrace = 250 * kMillisecond;
+
+// Two translations of one engine's time into ours differ by less.
+constexpr DurationUs kSameExpiry = 10 * kMillisecond;
 
 Reading reading_of(const near::View& view, TimeUs now, Tier tier) {
   return {.found = !view.meta.negative,
@@ -30,17 +33,28 @@ Tier home_of(const CacheRuntime& cache) { return cache.spec.near ? Tier::near : 
 
 policy::Freshness Node::Impl::judge(const CacheRuntime& cache, const near::View& view, TimeUs now,
                                     SourceState source) const {
+  policy::FreshnessInput in{.now = now,
+                            .as_of = view.meta.as_of,
+                            .soft_expiry = view.meta.soft_expiry,
+                            .load_us = view.meta.load_us,
+                            .is_void = view.is_void,
+                            .heartbeat = cache.rules.bound_us && cache.guarantee.fed
+                                             ? sources[cache.source]->heartbeat_of(view.key)
+                                             : 0,
+                            .source_failed = source == SourceState::failed,
+                            .source_slow = source == SourceState::slow};
+  if (cache.rules.refresh_ahead) in.random = dice();
+  return policy::decide(in, cache.rules);
+}
+
+policy::Freshness Node::Impl::judge_found(const CacheRuntime& cache, const engine::Found& found,
+                                          TimeUs now) const {
   policy::FreshnessInput in{
       .now = now,
-      .as_of = view.meta.as_of,
-      .soft_expiry = view.meta.soft_expiry,
-      .load_us = view.meta.load_us,
-      .is_void = view.is_void,
-      .heartbeat = cache.rules.bound_us && cache.guarantee.fed
-                       ? sources[cache.source]->heartbeat.load(std::memory_order_acquire)
-                       : 0,
-      .source_failed = source == SourceState::failed,
-      .source_slow = source == SourceState::slow};
+      .as_of = found.meta.as_of,
+      .soft_expiry = found.meta.soft_expiry,
+      .load_us = found.meta.load_us,
+      .heartbeat = cache.rules.bound_us && cache.guarantee.fed ? found.heartbeat : 0};
   if (cache.rules.refresh_ahead) in.random = dice();
   return policy::decide(in, cache.rules);
 }
@@ -115,61 +129,194 @@ source::Params Node::Impl::params_of(const CacheRuntime& cache,
   return result;
 }
 
+void Node::Impl::finish(const LoadFlight& flight, Result<std::shared_ptr<const Reading>> reading) {
+  flight->outcome.reading = std::move(reading);
+  flights.finish(flight);
+}
+
 void Node::Impl::start_load(unsigned cache, std::vector<LoadFlight> batch) {
   std::vector<LoadFlight> started = batch;
   if (group.spawn(load(cache, std::move(batch)))) return;
-  for (const LoadFlight& flight : started) {
-    flight->outcome.reading = fail(ErrorCode::cancelled, "Larder is shutting down");
-    flights.finish(flight);
-  }
+  for (const LoadFlight& flight : started)
+    finish(flight, fail(ErrorCode::cancelled, "Larder is shutting down"));
 }
 
 void Node::Impl::refresh_in_background(unsigned cache, std::string_view key, Hash hash) {
   LoadFlights::Joined joined = flights.join_or_start(key, hash);
   if (!joined.leads) return;
+  near.lookup(key, hash, now(),
+              [&](const near::View& view) { joined.flight->held_until = view.meta.soft_expiry; });
   caches[cache]->metrics.early_refreshes->add();
   start_load(cache, {std::move(joined.flight)});
 }
 
-// Loads the keys of `flights` by one query, stores what may be stored, and ends the flights.
+// A read of a strong cache on a shared engine joins nobody: the flight may have had its answer from
+// the engine before a write on another node which this reader knows of.
+LoadFlights::Joined Node::Impl::join(const CacheRuntime& cache, std::string_view key, Hash hash) {
+  if (cache.rules.strong && engine.capabilities().shared)
+    return {LoadFlights::alone(key, hash), true};
+  return flights.join_or_start(key, hash);
+}
+
+// Does what the engine has end the flight?
+bool Node::Impl::answer_from_engine(unsigned index, const LoadFlight& flight,
+                                    engine::Found& found) {
+  if (!found.has_value || flight->reload) return false;
+  const CacheRuntime& cache = *caches[index];
+  const policy::Freshness freshness = judge_found(cache, found, now());
+  if (freshness > policy::Freshness::revalidate) return false;
+  // A reload wants something newer than what is held here.
+  if (found.meta.soft_expiry <= saturating_add(flight->held_until, kSameExpiry)) return false;
+  const bool late = freshness == policy::Freshness::revalidate;
+  if (late) cache.metrics.stale_served[0]->add();
+  const TimeUs at = now();
+  auto reading = std::make_shared<Reading>(
+      Reading{.found = !found.meta.negative,
+              .value = std::move(found.value),
+              .tier = late ? Tier::stale : Tier::engine,
+              .age_us = std::max<DurationUs>(0, at - found.meta.as_of),
+              .ttl_us = std::max<DurationUs>(0, found.meta.soft_expiry - at)});
+  if (flight->held_until != 0) tell({&flight->key, 1}, false);  // it replaces an older one here
+  finish(flight, std::shared_ptr<const Reading>(std::move(reading)));
+  if (freshness == policy::Freshness::refresh_early) {
+    LoadFlights::Joined anew = flights.join_or_start(flight->key, flight->hash);
+    if (anew.leads) {
+      anew.flight->reload = true;
+      cache.metrics.early_refreshes->add();
+      start_load(index, {std::move(anew.flight)});
+    }
+  }
+  return true;
+}
+
+// Asks the engine for the keys of `batch`; what it does not have, and nobody else loads, is loaded
+// by one query.
 Task<void> Node::Impl::load(unsigned index, std::vector<LoadFlight> batch) {
+  const CacheRuntime& cache = *caches[index];
+  engine::Lookup lookup{
+      .cache = cache.in_engine(), .keys = {}, .ticket_us = cache.spec.load_timeout_us + kGrace};
+  std::vector<LoadFlight> asked = std::move(batch);
+  std::vector<LoadFlight> to_load;
+  // Twice at most: an entry that is there but will not do is asked for again, with a ticket.
+  for (int round = 0; round < 2 && !asked.empty(); ++round) {
+    lookup.keys.clear();
+    lookup.reload = round == 1;
+    lookup.deadline = kNever;
+    for (const LoadFlight& flight : asked) {
+      if (flight->deadline == 0)
+        flight->deadline = saturating_add(now(), cache.spec.load_timeout_us);
+      lookup.deadline = std::min(lookup.deadline, flight->deadline);
+      lookup.keys.push_back({flight->key, flight->hash});
+      if (flight->reload) lookup.reload = true;
+    }
+    engine::Lookup question = lookup;
+    std::vector<engine::Found> found = co_await engine.lookup(std::move(question));
+    std::vector<LoadFlight> again;
+    for (std::size_t i = 0; i < asked.size(); ++i) {
+      LoadFlight& flight = asked[i];
+      if (answer_from_engine(index, flight, found[i])) {
+        if (found[i].kind != engine::Found::Kind::ticket) continue;
+        // It was late: answered already, and ours to load.
+        LoadFlights::Joined next = flights.join_or_start(flight->key, flight->hash);
+        if (!next.leads) {
+          group.spawn(release(index, flight, std::move(found[i].ticket)));
+          continue;
+        }
+        flight = std::move(next.flight);
+        flight->deadline = saturating_add(now(), cache.spec.load_timeout_us);
+      }
+      if (found[i].kind == engine::Found::Kind::ticket) {
+        flight->ticket = std::move(found[i].ticket);
+        to_load.push_back(std::move(flight));
+      } else if (found[i].kind == engine::Found::Kind::hit) {
+        flight->reload = true;
+        again.push_back(std::move(flight));
+      } else {
+        LoadFlight waits = flight;
+        if (!group.spawn(look_again(index, std::move(waits), std::move(found[i]))))
+          finish(flight, fail(ErrorCode::cancelled, "Larder is shutting down"));
+      }
+    }
+    asked = std::move(again);
+  }
+  for (const LoadFlight& flight : asked)
+    finish(flight, fail(ErrorCode::internal, "the engine gave no ticket for a reload"));
+  if (!to_load.empty()) co_await load_from_source(index, std::move(to_load));
+}
+
+// Somebody else loads: his fill wakes us, or the end of his ticket does. Whoever has waited for
+// half of his time loads for himself: then the answer is late, but there is one.
+Task<void> Node::Impl::look_again(unsigned index, LoadFlight flight, engine::Found busy) {
+  const TimeUs patience = flight->deadline - caches[index]->spec.load_timeout_us / 2;
+  const TimeUs until = std::min(busy.until, patience);
+  if (busy.filled) {
+    co_await busy.filled->wait_until(until);
+  } else {
+    co_await group.sleep_until(until);
+  }
+  flight->reload = false;  // what he has loaded is as good
+  std::vector<LoadFlight> batch{std::move(flight)};
+  if (now() < patience) {
+    co_await load(index, std::move(batch));
+    co_return;
+  }
+  batch.front()->ticket = std::move(busy.ticket);  // it stores nothing
+  co_await load_from_source(index, std::move(batch));
+}
+
+Task<void> Node::Impl::give_up(unsigned index, LoadFlight flight, Error error) {
+  finish(flight, std::unexpected(std::move(error)));
+  engine::Ticket ticket = flight->ticket;
+  co_await release(index, std::move(flight), std::move(ticket));
+}
+
+// Whoever waits for the key on another node may try himself.
+Task<void> Node::Impl::release(unsigned index, LoadFlight flight, engine::Ticket ticket) {
+  engine::Cache where = caches[index]->in_engine();
+  const engine::Key key{flight->key, flight->hash};
+  co_await engine.release(where, key, std::move(ticket));
+}
+
+Task<void> Node::Impl::load_from_source(unsigned index, std::vector<LoadFlight> batch) {
   const CacheRuntime& cache = *caches[index];
   std::vector<source::Params> keys;
   keys.reserve(batch.size());
   std::vector<std::string_view> params;
-  std::optional<Error> failure;
+  TimeUs deadline = kNever;
   for (const LoadFlight& flight : batch) {
-    // The ticket before the read: an invalidation from here on refuses the fill.
-    Result<policy::Ticket> ticket =
-        co_await engine.ticket({flight->key, flight->hash}, cache.source);
-    if (!ticket) {
-      failure = ticket.error();
-      break;
-    }
-    flight->ticket = *ticket;
     cache.spec.key.match(flight->key, params);
     keys.push_back(params_of(cache, params));
+    deadline = std::min(deadline, flight->deadline);
   }
-  if (!failure) {
-    const TimeUs deadline = saturating_add(now(), cache.spec.load_timeout_us);
-    Result<source::Loaded> loaded =
-        co_await sources[cache.source]->source->load(index, std::move(keys), deadline);
-    if (loaded && loaded->rows.size() == batch.size()) {
-      if (loaded->snapshot.known())
-        co_await begin_incarnation(cache.source, loaded->snapshot.source_id);
-      for (std::size_t i = 0; i < batch.size(); ++i) {
-        LoadFlight flight = batch[i];
-        co_await settle(index, std::move(flight), std::move(loaded->rows[i]), *loaded);
-      }
-      co_return;
-    }
-    failure = loaded ? Error{ErrorCode::internal, "the source answered for other keys", {}}
-                     : loaded.error();
+  Result<source::Loaded> loaded =
+      co_await sources[cache.source]->source->load(index, std::move(keys), deadline);
+  std::vector<Task<void>> ends;
+  if (loaded && loaded->rows.size() == batch.size()) {
+    if (loaded->snapshot.known())
+      co_await begin_incarnation(cache.source, loaded->snapshot.source_id);
+    for (std::size_t i = 0; i < batch.size(); ++i)
+      ends.push_back(settle(index, batch[i], std::move(loaded->rows[i]), *loaded));
+  } else {
+    const Error failure = loaded
+                              ? Error{ErrorCode::internal, "the source answered for other keys", {}}
+                              : loaded.error();
+    for (const LoadFlight& flight : batch) ends.push_back(give_up(index, flight, failure));
   }
-  for (const LoadFlight& flight : batch) {
-    flight->outcome.reading = std::unexpected(*failure);
-    flights.finish(flight);
+  if (ends.size() == 1) {
+    Task<void> only = std::move(ends.front());
+    co_await only;
+  } else {
+    co_await when_all(std::move(ends));  // their fills leave together
   }
+}
+
+// What is held of the key is void: the row is gone, or what it has become cannot be held.
+Task<void> Node::Impl::drop(const CacheRuntime& cache, LoadFlight flight) {
+  near.invalidate(flight->hash, flight->key, false);
+  // Only a reload can have left an entry in a shared engine.
+  if (!engine.capabilities().shared || !flight->reload) co_return;
+  std::vector<engine::Change> gone{{.source = cache.source, .keys = {flight->key}, .tags = {}}};
+  co_await engine.invalidate(std::move(gone));  // an error: it ends by its TTL
 }
 
 std::vector<std::string> Node::Impl::tags_of(
@@ -220,9 +367,8 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
                            flight->key, row->value.size(), spec.name, spec.max_value_bytes));
   if (!row) {
     // A newer row that cannot be held must not leave an older one in its place.
-    if (row.error().code == ErrorCode::too_large) near.invalidate(flight->hash, flight->key, false);
-    flight->outcome.reading = std::unexpected(row.error());
-    flights.finish(flight);
+    if (row.error().code == ErrorCode::too_large) co_await drop(cache, flight);
+    co_await give_up(index, flight, std::move(row.error()));
     co_return;
   }
 
@@ -248,9 +394,10 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
   if (cache.rules.bound_us && !cache.guarantee.fed) life = std::min(life, cache.rules.bound_us);
   if (!flight->life_us && spec.jitter > 0)
     life -= static_cast<DurationUs>(static_cast<double>(life) * spec.jitter * (1.0 - dice()));
+  bool fills = false;
   if (!row->found && life == 0) {
     // The row is gone: what is held is void, and so is every older load that still saw it.
-    near.invalidate(flight->hash, flight->key, false);
+    co_await drop(cache, flight);
   } else if (refusal == policy::Refusal::none) {
     near::Meta meta{
         .cache_id = cache.id,
@@ -262,32 +409,34 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
     // A negative entry is worth nothing when it is late.
     meta.useless_at =
         row->found ? policy::useless_at(meta.soft_expiry, cache.rules) : meta.soft_expiry;
-    std::vector<Hash> tags;
-    for (const std::string& tag : tags_of(cache, params, row->tag_values))
-      tags.push_back(hash_bytes(tag));
-    engine::Fill request{.key = {flight->key, flight->hash},
-                         .source = cache.source,
+    const std::vector<std::string> tags = tags_of(cache, params, row->tag_values);
+    engine::Fill request{.cache = cache.in_engine(),
+                         .key = {flight->key, flight->hash},
                          .ticket = flight->ticket,
                          .snapshot = loaded.snapshot,
                          .value = reading->value,
                          .meta = meta,
-                         .tags = tags};
-    Result<policy::Refusal> filled = co_await engine.fill(request);
-    refusal = filled ? *filled : policy::Refusal::no_state;
+                         .tags = tags,
+                         .deadline = saturating_add(flight->deadline, kGrace)};
+    fills = true;
+    refusal = co_await engine.fill(request);
     if (refusal == policy::Refusal::none) reading->ttl_us = life;
   }
   reading->not_stored = refusal;
   if (refusal == policy::Refusal::too_large || refusal == policy::Refusal::key_mismatch ||
       refusal == policy::Refusal::no_room)
-    near.invalidate(flight->hash, flight->key, false);  // as above
+    co_await drop(cache, flight);  // as above
   if (refusal == policy::Refusal::none) {
     cache.metrics.fills->add();
   } else {
     cache.metrics.fills_refused[static_cast<std::size_t>(refusal)]->add();
     refused.note(flight->hash, now(), std::string(to_string(refusal)));
   }
-  flight->outcome.reading = std::shared_ptr<const Reading>(std::move(reading));
-  flights.finish(flight);
+  tell({&flight->key, 1}, false);
+  finish(flight, std::shared_ptr<const Reading>(std::move(reading)));
+  if (fills) co_return;
+  engine::Ticket ticket = flight->ticket;
+  co_await release(index, std::move(flight), std::move(ticket));
 }
 
 // ---- answering ----
@@ -397,7 +546,7 @@ Task<std::vector<Result<Reading>>> Node::get_many(std::vector<std::string> keys)
       answers[i] = std::move(*held.reading);
       continue;
     }
-    LoadFlights::Joined joined = self.flights.join_or_start(keys[i], hash);
+    LoadFlights::Joined joined = self.join(cache, keys[i], hash);
     if (!joined.flight) {
       answers[i] = fail(ErrorCode::overloaded, "too many loads are under way");
       continue;
@@ -442,7 +591,10 @@ Task<Result<Reading>> Node::refresh(std::string key) {
   if (!joined.flight) co_return fail(ErrorCode::overloaded, "too many loads are under way");
   const auto index = static_cast<unsigned>(where.cache);
   LoadFlight flight = joined.flight;
-  if (joined.leads) self.start_load(index, {std::move(joined.flight)});
+  if (joined.leads) {
+    joined.flight->reload = true;
+    self.start_load(index, {std::move(joined.flight)});
+  }
   Result<Reading> answer = co_await self.await_flight(index, std::move(flight), began);
   co_return answer;
 }

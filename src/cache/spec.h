@@ -73,6 +73,10 @@ struct SourceSpec {
 
 struct PlainSpec {
   bool evict = true;  // false: answer -OOM instead
+  // On an engine that tracks:
+  std::vector<std::string> near;         // prefixes of keys that may be held in the near tier
+  DurationUs near_bound_us = kSecond;    // how long a lost change may go unnoticed
+  DurationUs timeout_us = 30 * kSecond;  // of one command that is passed on
 };
 
 }  // namespace larder::cache

@@ -263,24 +263,48 @@ Task<Result<std::vector<Written>>> Node::write(std::vector<WriteOp> ops) {
 
   // Before COMMIT: until this transaction has ended no load can see it, so every fill of what it
   // changed is refused. A crash on either side of COMMIT is safe.
-  engine::Change change = self.change_of(*source, transaction->changes());
-  change.source = *source;
-  change.x = std::max(change.x, transaction->x());
-  for (const WriteOp& op : ops)
-    if (std::ranges::find(change.keys, op.key) == change.keys.end()) change.keys.push_back(op.key);
-  change.source_id = transaction->source_id();
-  const engine::Change changed = change;
-  Result<void> invalidated = co_await self.invalidate(std::move(change), "write");
-  if (!invalidated) co_return std::unexpected(invalidated.error());
+  std::vector<engine::Change> changes = self.changes_of(*source, transaction->changes());
+  engine::Change rest{.source = *source, .x = transaction->x(), .keys = {}, .tags = {}};
+  for (const WriteOp& op : ops) {
+    const bool named = std::ranges::any_of(changes, [&](const engine::Change& change) {
+      return std::ranges::binary_search(change.keys, op.key);
+    });
+    if (!named) rest.keys.push_back(op.key);
+  }
+  if (!rest.keys.empty()) changes.push_back(std::move(rest));
+  for (engine::Change& change : changes)  // an x that is 0 belongs to no incarnation
+    if (change.x != 0) change.source_id = transaction->source_id();
+  const std::vector<engine::Change> changed = changes;
+  Result<void> invalidated = co_await self.invalidate(std::move(changes), "write");
+  // The engine is down. Where a feed covers the table it will tell what was changed; a strong cache
+  // has no other way than this one.
+  if (!invalidated && invalidated.error().code != ErrorCode::cancelled) {
+    const bool told_later = std::ranges::all_of(targets, [&](const Target& target) {
+      const CacheRuntime& cache = *self.caches[target.cache];
+      return cache.guarantee.fed && !cache.rules.strong;
+    });
+    if (told_later) invalidated = {};
+  }
+  if (!invalidated) {
+    for (const Target& target : targets)
+      self.count(*self.caches[target.cache], Op::set, kErrorTier, self.now() - began);
+    co_return std::unexpected(invalidated.error());
+  }
 
   Result<void> committed = co_await transaction->commit();
   // Without snapshots nothing but its ticket tells that a load read the old value in between.
-  if (!self.sources[*source]->source->capabilities().snapshots)
-    invalidated = co_await self.invalidate(changed, "write");
-  // Whoever begins from here on has the right to see the commit: no old flight for him. After an
-  // error the same holds, since the outcome may be unknown.
-  for (const std::string& key : changed.keys) self.flights.close(key, hash_bytes(key));
-  if (!changed.tags.empty()) self.flights.close_all();
+  if (!self.sources[*source]->source->capabilities().snapshots) {
+    std::vector<engine::Change> again = changed;
+    invalidated = co_await self.invalidate(std::move(again), "write");
+  }
+  // Whoever begins from here on has the right to see the commit: no old flight for him.
+  // After an error the same holds, since the outcome may be unknown. Clients too are told once
+  // more: who looked before COMMIT saw the old rows.
+  for (const engine::Change& change : changed) {
+    for (const std::string& key : change.keys) self.flights.close(key, hash_bytes(key));
+    if (!change.tags.empty()) self.flights.close_all();
+    self.tell(change.keys, !change.tags.empty());
+  }
   if (!committed) {
     for (const Target& target : targets)
       self.count(*self.caches[target.cache], Op::set, kErrorTier, self.now() - began);

@@ -8,6 +8,7 @@
 
 #include "base/units.h"
 #include "cache/guarantee.h"
+#include "config/feed_targets.h"
 #include "near/store.h"
 
 namespace larder::config {
@@ -27,9 +28,10 @@ std::string_view to_string(WriteMode mode) {
   return "?";
 }
 
-cache::Guarantee guarantee_of(const CacheSpec& spec, const SourceCapabilities& capabilities) {
+cache::Guarantee guarantee_of(const CacheSpec& spec, const SourceCapabilities& capabilities,
+                              bool shared) {
   const auto found = capabilities.find(spec.source);
-  return cache::guarantee_of(spec, found == capabilities.end() ? nullptr : &found->second);
+  return cache::guarantee_of(spec, found == capabilities.end() ? nullptr : &found->second, shared);
 }
 
 // ---- warnings ----
@@ -101,7 +103,8 @@ void warn_about_writes(const CacheSpec& spec, Warnings& warn) {
 
 void check_cache(const Config& config, const CacheSpec& spec,
                  const SourceCapabilities& capabilities, CheckReport& report) {
-  const cache::Guarantee promise = guarantee_of(spec, capabilities);
+  const cache::Guarantee promise =
+      guarantee_of(spec, capabilities, config.engine.url != "embedded:");
   report.caches.push_back({.name = spec.name,
                            .key = spec.key.text(),
                            .source = spec.source,
@@ -131,6 +134,22 @@ void check_cache(const Config& config, const CacheSpec& spec,
           source.name, format_duration(source.poll_us), format_duration(spec.bound_us));
 }
 
+FeedReport report_of(const Config& config, const feed::Spec& spec) {
+  FeedReport report{.name = spec.name, .caches = caches_of(spec.rule, config.caches)};
+  const bool stream = !spec.stream.empty();
+  report.from = fmt::format("{} {} of {}", stream ? "stream" : "channel",
+                            stream ? spec.stream : spec.channel, spec.display_url);
+  if (spec.rule.key) report.voids = "key " + spec.rule.key->text;
+  if (spec.rule.tag)
+    report.voids += (report.voids.empty() ? "tag " : ", tag ") + spec.rule.tag->text;
+  report.rests_on =
+      stream ? "a position in the stream that survives restarts; what was trimmed away before it "
+               "was read makes all entries of these caches void"
+             : "a subscription without history; when it is made, or made again, all entries of "
+               "these caches become void";
+  return report;
+}
+
 bool is_loopback(std::string_view address) {
   return address.starts_with("unix:") || address.starts_with("127.") ||
          address.starts_with("localhost:") || address.starts_with("[::1]:");
@@ -149,6 +168,45 @@ void check_node(const Config& config, CheckReport& report) {
 }
 
 }  // namespace
+
+namespace {
+
+// The fill protocol's scripts and ACL of today came with 6.2.
+bool too_old(std::string_view version) {
+  return version.size() > 1 && version[1] == '.' &&
+         (version[0] < '6' || version.starts_with("6.0") || version.starts_with("6.1"));
+}
+
+}  // namespace
+
+void check_engine(const EngineFacts& facts, std::vector<Warning>& warnings) {
+  Warnings warn(warnings, "[engine]");
+  if (!facts.problem.empty()) {
+    warn.add("it could not be asked ({}): what follows from its settings is not known",
+             facts.problem);
+    return;
+  }
+  if (!facts.version.empty() && too_old(facts.version))
+    warn.add("server {} is too old: Larder needs Redis 6.2 or later, or Valkey", facts.version);
+  const std::string& policy = facts.maxmemory_policy;
+  if (policy.starts_with("allkeys"))
+    warn.add(
+        "maxmemory-policy {} may evict Larder's coordination state; that is noticed, and every "
+        "entry of the partition is void then. Entries and tickets have a TTL, the state has none: "
+        "CONFIG SET maxmemory-policy volatile-lru",
+        policy);
+  if (policy == "noeviction" && facts.maxmemory_bytes > 0)
+    warn.add(
+        "maxmemory-policy noeviction: when its {} are full nothing more is stored, and reads go to "
+        "the sources. To make room by evicting entries: CONFIG SET maxmemory-policy volatile-lru",
+        format_size(facts.maxmemory_bytes));
+  if (!facts.saves)
+    warn.add(
+        "it saves nothing: after a restart plain keys are gone and all entries are loaded anew. "
+        "To keep them: CONFIG SET appendonly yes");
+  if (facts.replicas == 0)
+    warn.add("it has no replica: while its server is down, reads go to the sources");
+}
 
 CheckReport check(const Config& config, const SourceCapabilities& capabilities) {
   CheckReport report;
@@ -175,6 +233,7 @@ CheckReport check(const Config& config, const SourceCapabilities& capabilities) 
     report.sources.push_back(std::move(entry));
   }
   for (const CacheSpec& spec : config.caches) check_cache(config, spec, capabilities, report);
+  for (const feed::Spec& spec : config.feeds) report.feeds.push_back(report_of(config, spec));
   return report;
 }
 
@@ -200,6 +259,12 @@ std::string to_text(const CheckReport& report) {
     fmt::format_to(end, "  {}  {}  {}\n", s.name, s.url,
                    s.opened ? fmt::format("feed: {}", s.feed) : std::string("could not be opened"));
   if (report.sources.empty()) fmt::format_to(end, "  none\n");
+  if (!report.feeds.empty()) fmt::format_to(end, "feeds\n");
+  for (const FeedReport& f : report.feeds) {
+    fmt::format_to(end, "  {}  {}  voids {} (cache {})\n", f.name, f.from, f.voids,
+                   fmt::join(f.caches, ", "));
+    fmt::format_to(end, "  {:<{}}  rests on: {}\n", "", f.name.size(), f.rests_on);
+  }
   const MemoryReport& m = report.memory;
   fmt::format_to(end,
                  "memory\n"
@@ -231,12 +296,20 @@ std::string to_json(const CheckReport& report) {
                                    {"opened", s.opened},
                                    {"kind", s.kind},
                                    {"feed", s.feed}});
+  json::array feeds;
+  for (const FeedReport& f : report.feeds)
+    feeds.push_back(json::object{{"name", f.name},
+                                 {"from", f.from},
+                                 {"voids", f.voids},
+                                 {"caches", json::array(f.caches.begin(), f.caches.end())},
+                                 {"rests_on", f.rests_on}});
   json::array warnings;
   for (const Warning& w : report.warnings)
     warnings.push_back(json::object{{"section", w.section}, {"message", w.message}});
   const MemoryReport& m = report.memory;
   const json::object all = {{"caches", std::move(caches)},
                             {"sources", std::move(sources)},
+                            {"feeds", std::move(feeds)},
                             {"memory", json::object{{"near_capacity_bytes", m.near_capacity_bytes},
                                                     {"max_entry_bytes", m.max_entry_bytes},
                                                     {"max_clients", m.max_clients},

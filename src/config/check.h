@@ -31,6 +31,14 @@ struct SourceReport {
   std::string feed;  // what its feed rests on, or why there is none
 };
 
+struct FeedReport {
+  std::string name;
+  std::string from;                 // "channel x of redis://h:6379", without secrets
+  std::string voids;                // "key user:{id}", "key a, tag b"
+  std::vector<std::string> caches;  // those that its events can make void
+  std::string rests_on;             // what happens to an event that nobody heard
+};
+
 struct MemoryReport {
   std::uint64_t near_capacity_bytes = 0;  // entries, plain keys and their index
   std::uint64_t max_entry_bytes = 0;      // larger ones are served and not held
@@ -47,9 +55,22 @@ struct Warning {
 struct CheckReport {
   std::vector<CacheReport> caches;
   std::vector<SourceReport> sources;
+  std::vector<FeedReport> feeds;
   MemoryReport memory;
   std::vector<Warning> warnings;
 };
+
+// What the engine's servers say of themselves. Empty texts: they did not say.
+struct EngineFacts {
+  std::string problem;  // why it could not be asked; "" = it was
+  std::string version;
+  std::uint64_t maxmemory_bytes = 0;  // 0: no limit
+  std::string maxmemory_policy;
+  bool saves = false;  // snapshots or an append-only file
+  std::uint64_t replicas = 0;
+};
+// Warnings of section [engine] about an engine that is not "embedded:".
+void check_engine(const EngineFacts& facts, std::vector<Warning>& warnings);
 
 // By name of source. One that is absent could not be opened: guarantees are then those without it.
 using SourceCapabilities = std::map<std::string, source::Capabilities>;
@@ -57,7 +78,8 @@ using SourceCapabilities = std::map<std::string, source::Capabilities>;
 CheckReport check(const Config& config, const SourceCapabilities& capabilities);
 
 std::string to_text(const CheckReport& report);
-// {"caches": [...], "sources": [...], "memory": {...}, "warnings": [...]}; durations in ms as *_ms.
+// {"caches": [...], "sources": [...], "feeds": [...], "memory": {...}, "warnings": [...]};
+// durations in ms as *_ms.
 std::string to_json(const CheckReport& report);
 
 }  // namespace larder::config

@@ -9,6 +9,7 @@
 namespace larder::config {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -179,6 +180,27 @@ TEST(Check, Json) {
   EXPECT_EQ(json.at("sources").at(0).at("feed"), "none: run larder source prepare");
   EXPECT_EQ(json.at("memory").at("near_capacity_bytes"), 256 << 20);
   EXPECT_EQ(json.at("warnings").as_array().size(), 1U);
+}
+
+TEST(CheckEngine, WarnsOfWhatLosesState) {
+  const auto said = [](const EngineFacts& facts) {
+    std::vector<Warning> found;
+    check_engine(facts, found);
+    std::string all;
+    for (const Warning& w : found) all += w.section + " " + w.message + "\n";
+    return all;
+  };
+  EXPECT_EQ(
+      said({.version = "7.0.15", .maxmemory_policy = "volatile-lru", .saves = true, .replicas = 1}),
+      "");
+  EXPECT_THAT(said({.version = "7.0.15", .maxmemory_policy = "allkeys-lru"}),
+              AllOf(HasSubstr("[engine] maxmemory-policy allkeys-lru"), HasSubstr("volatile-lru"),
+                    HasSubstr("appendonly"), HasSubstr("no replica")));
+  EXPECT_THAT(said({.maxmemory_bytes = 1 << 30, .maxmemory_policy = "noeviction"}),
+              HasSubstr("1GiB are full"));
+  EXPECT_THAT(said({.maxmemory_policy = "noeviction", .saves = true, .replicas = 1}), "");
+  EXPECT_THAT(said({.version = "6.0.16", .saves = true, .replicas = 1}), HasSubstr("too old"));
+  EXPECT_THAT(said({.problem = "refused"}), HasSubstr("could not be asked (refused)"));
 }
 
 }  // namespace

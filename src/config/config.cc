@@ -11,6 +11,7 @@
 
 #include "config/reader.h"
 #include "config/sections.h"
+#include "engine/redis/url.h"
 
 namespace larder::config {
 namespace {
@@ -90,6 +91,7 @@ void read_node(Section& s, NodeConfig& node) {
   count(s, "max_clients", 1'000'000, node.max_clients);
   count(s, "max_loads", 10'000'000, node.max_loads);
   count(s, "max_waiters", 10'000'000, node.max_waiters);
+  count(s, "max_tracked_keys", 1'000'000'000, node.max_tracked_keys);
   const auto bytes = [&](std::string_view key, std::uint64_t& out) {
     if (s.size(key, out) && (out < 1024 || out > (1ULL << 30)))
       s.problem_at(key, fmt::format("{} must be from 1KiB to 1GiB", s.path(key)));
@@ -117,22 +119,30 @@ void read_near(Section& s, NearConfig& near) {
 }
 
 void read_engine(Section& s, EngineConfig& engine) {
-  static const std::vector<std::string> kLater = {"redis",         "rediss", "redis+sentinel",
-                                                  "redis+cluster", "valkey", "memcached",
-                                                  "hazelcast",     "ignite"};
+  static const std::vector<std::string> kRedis = {
+      "redis",           "rediss",        "redis+unix",    "redis+sentinel",
+      "rediss+sentinel", "redis+cluster", "rediss+cluster"};
+  static const std::vector<std::string> kLater = {"memcached", "hazelcast", "ignite"};
   if (s.secret("url", engine.url) && engine.url != "embedded:") {
     const std::string scheme(scheme_of(engine.url));
-    if (std::ranges::find(kLater, scheme) != kLater.end()) {
-      s.problem_at("url",
-                   fmt::format("engine '{}' is not in this version: use \"embedded:\"", scheme));
+    if (std::ranges::find(kRedis, scheme) != kRedis.end()) {
+      const auto url = engine::redis::parse_url(engine.url);
+      if (!url) s.problem_at("url", url.error().message);
+    } else if (std::ranges::find(kLater, scheme) != kLater.end()) {
+      s.problem_at("url", fmt::format("engine '{}' is not in this version: use \"embedded:\" or "
+                                      "\"redis://host:6379\"",
+                                      scheme));
     } else {
-      std::vector<std::string> all = kLater;
+      std::vector<std::string> all = kRedis;
       all.emplace_back("embedded");
       const std::string near_one = nearest(scheme, all);
       s.problem_at("url",
                    scheme.empty()
-                       ? std::string("'url' in [engine] has no scheme: use \"embedded:\"")
-                       : fmt::format("unknown engine '{}': use \"embedded:\"", scheme),
+                       ? std::string("'url' in [engine] has no scheme: use \"embedded:\" or "
+                                     "\"redis://host:6379\"")
+                       : fmt::format("unknown engine '{}': use \"embedded:\" or "
+                                     "\"redis://host:6379\"",
+                                     scheme),
                    near_one.empty() ? near_one : near_one + ":");
     }
   }
@@ -151,14 +161,30 @@ void read_engine(Section& s, EngineConfig& engine) {
   s.finish();
 }
 
-void read_plain(Section& s, cache::PlainSpec& plain) {
+// `tracks`: the engine tells of changed keys.
+void read_plain(Section& s, cache::PlainSpec& plain, bool tracks) {
   std::size_t policy = 0;
   if (s.choice("policy", {"evict", "refuse"}, policy)) plain.evict = policy == 0;
   std::vector<Section::Item> prefixes;
-  if (s.texts("near", prefixes) && !prefixes.empty())
+  if (s.texts("near", prefixes) && !prefixes.empty() && !tracks)
     s.problem_at("near",
-                 "'near' in [plain] is not in this version: it needs an engine that tracks; the "
+                 "'near' in [plain] needs an engine that tracks (redis:// and its kin); the "
                  "embedded one holds every plain key in the near tier anyway");
+  for (const auto& [text, at] : prefixes) {
+    if (text.empty()) s.reader().problem(at, "a prefix in 'near' in [plain] must not be empty");
+    for (const std::string& other : plain.near)
+      if (text.starts_with(other) || other.starts_with(text))
+        s.reader().problem(
+            at, fmt::format("'{}' overlaps with '{}' in {}", text, other, s.path("near")));
+    plain.near.push_back(text);
+  }
+  const auto time = [&](std::string_view key, DurationUs least, DurationUs& out) {
+    if (s.duration(key, out) && (out < least || out > 3600 * kSecond))
+      s.problem_at(key,
+                   fmt::format("{} must be from {}ms to 1h", s.path(key), least / kMillisecond));
+  };
+  time("near_bound", 50 * kMillisecond, plain.near_bound_us);
+  time("timeout", 10 * kMillisecond, plain.timeout_us);
   s.finish();
 }
 
@@ -218,14 +244,7 @@ void check_top_level(Reader& reader, const toml::table& root) {
                                                   "source", "cache", "feed"};
   for (const auto& [key, node] : root) {
     const std::string_view name = key.str();
-    if (name == "feed") {
-      const toml::table* feeds = node.as_table();
-      toml::source_position at = key.source().begin;
-      if (feeds != nullptr && !feeds->empty()) at = feeds->begin()->first.source().begin;
-      reader.problem(at,
-                     "[feed] is not in this version: an application's own events come later; "
-                     "use LARDER.INVALIDATE, or `depends_on`");
-    } else if (std::ranges::find(kKnown, name) == kKnown.end()) {
+    if (std::ranges::find(kKnown, name) == kKnown.end()) {
       reader.problem(key.source().begin,
                      fmt::format("unknown {} '{}'", node.is_table() ? "section" : "key", name),
                      nearest(name, kKnown));
@@ -246,7 +265,12 @@ Config read_all(Reader& reader, const toml::table& root) {
   one("node", read_node, config.node);
   one("near", read_near, config.near);
   one("engine", read_engine, config.engine);
-  one("plain", read_plain, config.plain);
+  const std::string_view scheme = scheme_of(config.engine.url);
+  const bool tracks = scheme.starts_with("redis") || scheme.starts_with("valkey");
+  one(
+      "plain",
+      [&](Section& section, cache::PlainSpec& plain) { read_plain(section, plain, tracks); },
+      config.plain);
   std::vector<std::string> names;
   each_section(reader, root, "source", [&](Section& section, std::string_view name) {
     names.emplace_back(name);
@@ -256,6 +280,9 @@ Config read_all(Reader& reader, const toml::table& root) {
     config.caches.push_back(read_cache(section, name, names, config.sources));
   });
   check_overlaps(reader, root, config.caches);
+  each_section(reader, root, "feed", [&](Section& section, std::string_view name) {
+    config.feeds.push_back(read_feed(section, name, config.engine, config.caches));
+  });
   return config;
 }
 

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "cache/spec.h"
+#include "feed/spec.h"
 #include "near/store.h"
 
 namespace larder::config {
@@ -31,6 +32,7 @@ struct NodeConfig {
   std::uint64_t max_output_bytes = 32 << 20;   // a client that lets more pile up is closed
   std::uint64_t max_loads = 100'000;           // loads under way; beyond: -LARDER_OVERLOADED
   std::uint64_t max_waiters = 100'000;         // readers that wait for them
+  std::uint64_t max_tracked_keys = 1'000'000;  // of CLIENT TRACKING: pairs of a key and a client
 };
 
 struct NearConfig {
@@ -53,6 +55,7 @@ struct Config {
   cache::PlainSpec plain;
   std::vector<cache::SourceSpec> sources;  // in order of name
   std::vector<cache::CacheSpec> caches;    // in order of name; each `source` is one of the above
+  std::vector<feed::Spec> feeds;  // in order of name; with the engine's url where none is given
 };
 
 // Something that is wrong.

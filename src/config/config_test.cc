@@ -138,6 +138,7 @@ max_request = "2MiB"
 max_output = 4096
 max_loads = 7
 max_waiters = 8
+max_tracked_keys = 9
 [near]
 capacity = "1GiB"
 shared = ""
@@ -148,6 +149,8 @@ partitions = 128
 [plain]
 policy = "refuse"
 near = []
+near_bound = "2s"
+timeout = "5s"
 [source.db]
 url = "sqlite:/data/shop.db"
 pool = 2
@@ -179,9 +182,12 @@ depends_on = ["main.stock( sku->sku )", "price()"]
   EXPECT_EQ(c.node.max_output_bytes, 4096U);
   EXPECT_EQ(c.node.max_loads, 7U);
   EXPECT_EQ(c.node.max_waiters, 8U);
+  EXPECT_EQ(c.node.max_tracked_keys, 9U);
   EXPECT_EQ(c.engine.name_space, "shop-1");
   EXPECT_EQ(c.engine.partitions, 128U);
   EXPECT_FALSE(c.plain.evict);
+  EXPECT_EQ(c.plain.near_bound_us, 2 * kSecond);
+  EXPECT_EQ(c.plain.timeout_us, 5 * kSecond);
   EXPECT_EQ(c.sources.at(0).query_log, "queries.log");
   EXPECT_EQ(c.sources.at(0).queue, 10U);
   const cache::CacheSpec& stock = c.caches.at(0);
@@ -247,7 +253,7 @@ TEST(ConfigErrors, LinesWhereSecretsLiveShowNoValues) {
        {"node = { listen = [\"tcp://127.0.0.1:7379\"], requirepass = \"hunter2\" }",
         "[node]\nauth = \"hunter2\"", "[node]\nrequirepass = 5 # hunter2",
         "[source.s]\nurl = \"postgresql://h/db?user=u&pass=hunter2\"",
-        "[engine]\nurl = \"redis://:hunter2@h:6379\""}) {
+        "[engine]\nurl = \"redis://:hunter2@h:port\""}) {
     const std::string told = errors(text);
     EXPECT_NE(told, "") << text;
     EXPECT_EQ(told.find("hunter2"), std::string::npos) << told;
@@ -302,11 +308,14 @@ TEST(ConfigErrors, Sections) {
       {"[near]\nshared = \"x\"\nsnapshot = \"y\"\n",
        "t:3:12: 'snapshot' in [near] is for private memory: with 'shared' the near tier outlives "
        "the node anyway; leave one of them out"},
-      {"[engine]\nurl = \"redis+cluster://a,b\"\n",
-       "t:2:7: engine 'redis+cluster' is not in this version: use \"embedded:\""},
+      {"[engine]\nurl = \"memcached://a,b\"\n",
+       "t:2:7: engine 'memcached' is not in this version: use \"embedded:\" or "
+       "\"redis://host:6379\""},
       {"[engine]\nurl = \"embeded:\"\n",
-       "t:2:7: unknown engine 'embeded': use \"embedded:\"; did you mean 'embedded:'?"},
-      {"[engine]\nurl = \"x\"\n", "t:2:7: 'url' in [engine] has no scheme: use \"embedded:\""},
+       "t:2:7: unknown engine 'embeded': use \"embedded:\" or \"redis://host:6379\"; did you mean "
+       "'embedded:'?"},
+      {"[engine]\nurl = \"x\"\n",
+       "t:2:7: 'url' in [engine] has no scheme: use \"embedded:\" or \"redis://host:6379\""},
       {"[engine]\npartitions = 48\n",
        "t:2:14: 'partitions' in [engine] must be a power of two, got 48; did you mean '64'?"},
       {"[engine]\nnamespace = \"a b\"\n",
@@ -315,12 +324,10 @@ TEST(ConfigErrors, Sections) {
        "t:2:10: 'policy' in [plain] must be 'evict' or 'refuse', got \"evicts\"; did you mean "
        "'evict'?"},
       {"[plain]\nnear = [\"session:\"]\n",
-       "t:2:8: 'near' in [plain] is not in this version: it needs an engine that tracks; the "
-       "embedded "
+       "t:2:8: 'near' in [plain] needs an engine that tracks (redis:// and its kin); the embedded "
        "one holds every plain key in the near tier anyway"},
-      {"[feed.events]\nchannel = \"x\"\n",
-       "t:1:7: [feed] is not in this version: an application's own events come later; use "
-       "LARDER.INVALIDATE, or `depends_on`"},
+      {"[plain]\ntimeout = \"1ms\"\n", "t:2:11: 'timeout' in [plain] must be from 10ms to 1h"},
+      {"[plain]\nnear_bound = \"2h\"\n", "t:2:14: 'near_bound' in [plain] must be from 50ms to 1h"},
       {"[source.shop]\npool = 1\n",
        "t:1:1: [source.shop] needs 'url': where the data is, such as \"sqlite:shop.db\""},
       {"[source.shop]\nurl = \"sqlite:\"\n",
@@ -526,8 +533,9 @@ TEST(Secrets, AreNotExpandedInStatements) {
 }
 
 TEST(Secrets, AreNeverPrinted) {
-  const Outside out = outside({{"URL", "oracle://app:hunter2@db/x"}, {"E", "redis://:hunter2@h"}},
-                              {{"/url", "hunter2"}});
+  const Outside out =
+      outside({{"URL", "oracle://app:hunter2@db/x"}, {"E", "redis://:hunter2@h:port"}},
+              {{"/url", "hunter2"}});
   for (const char* text : {
            "[node]\nrequirepas = \"hunter2\"\n",
            "[node]\nrequirepass = [\"hunter2\"]\n",
@@ -538,7 +546,7 @@ TEST(Secrets, AreNeverPrinted) {
            "[source.a]\nurl = \"${URL}\"\n",
            "[source.a]\nurl = \"file:/url\"\n",
            "[source.a]\nurl = \"mysql://a:hunter2@b\" = 7\n",
-           "[engine]\nurl = \"rediss://u:hunter2@h\"\n",
+           "[engine]\nurl = \"rediss://u:hunter2@h/x/y\"\n",
            "[engine]\nurl = \"${E}\"\n",
        }) {
     const std::string printed = errors(text, out);

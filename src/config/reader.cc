@@ -179,14 +179,16 @@ std::string Reader::printable_line(std::size_t line) const {
   key.remove_prefix(std::min(key.find_first_not_of(" \t"), key.size()));
   key = key.substr(0, key.find_first_of(" \t.="));
   const auto guarded = [](std::string_view name) {
-    return name.starts_with("node") || name.starts_with("engine") || name.starts_with("source");
+    return name.starts_with("node") || name.starts_with("engine") || name.starts_with("source") ||
+           name.starts_with("feed");
   };
   if (equals == std::string_view::npos || !(guarded(section) || (section.empty() && guarded(key))))
     return masked(text);
   static constexpr std::string_view kPublic[] = {
-      "listen",      "admin",      "threads",   "data_dir",    "max_clients",
-      "max_request", "max_output", "max_loads", "max_waiters", "namespace",
-      "partitions",  "pool",       "queue",     "poll",        "query_log"};
+      "listen",     "admin",     "threads",     "data_dir",  "max_clients", "max_request",
+      "max_output", "max_loads", "max_waiters", "namespace", "partitions",  "pool",
+      "queue",      "poll",      "query_log",   "channel",   "stream",      "match",
+      "key",        "tag",       "field",       "max_event"};
   if (std::ranges::find(kPublic, key) != std::end(kPublic)) return masked(text);
   if (key == "url" && text.find_first_of("@?") == std::string_view::npos) return masked(text);
   return fmt::format("{} ***", text.substr(0, equals + 1));
@@ -332,6 +334,13 @@ bool Section::secret(std::string_view key, std::string& out) {
   auto full = reader_.secret(node->as_string()->get(), where(key));
   if (full) out = std::move(*full);
   return full.has_value();
+}
+
+const toml::table* Section::table(std::string_view key) {
+  const toml::node* node = find(key);
+  if (node == nullptr || node->is_table()) return node == nullptr ? nullptr : node->as_table();
+  expected(key, "a table");
+  return nullptr;
 }
 
 bool Section::boolean(std::string_view key, bool& out) {

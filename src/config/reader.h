@@ -66,6 +66,9 @@ class Section {
   // One of `words`: its index.
   bool choice(std::string_view key, const std::vector<std::string>& words, std::size_t& out);
 
+  // Null if absent or reported. What is in it is the caller's to check.
+  const toml::table* table(std::string_view key);
+
   struct Item {
     std::string text;
     toml::source_position at;

@@ -18,6 +18,10 @@ cache::CacheSpec read_cache(Section& section, std::string_view name,
 // [source.<name>]
 cache::SourceSpec read_source(Section& section, std::string_view name);
 
+// [feed.<name>]. `caches`: those that are declared, also those that are wrong.
+feed::Spec read_feed(Section& section, std::string_view name, const EngineConfig& engine,
+                     const std::vector<cache::CacheSpec>& caches);
+
 // "sqlite" of "sqlite:shop.db"; "" if there is none.
 std::string_view scheme_of(std::string_view url);
 

@@ -9,17 +9,18 @@ namespace {
 constexpr std::string_view kSubscribe[] = {"subscribe", "psubscribe", "ssubscribe"};
 constexpr std::string_view kUnsubscribe[] = {"unsubscribe", "punsubscribe", "sunsubscribe"};
 
-ChannelKind subscribed_kind(std::string_view command) {
+}  // namespace
+
+// Of "subscribe", "punsubscribe" and the like.
+ChannelKind Session::channel_kind(std::string_view command) {
+  const bool leaves = command.size() > 10;
   switch (command[0] | 0x20) {
     case 'p': return ChannelKind::pattern;
     case 's':
-      return (command[1] | 0x20) == 'u' && (command[2] | 0x20) == 'b' ? ChannelKind::channel
-                                                                      : ChannelKind::shard;
+      return !leaves && (command[1] | 0x20) == 'u' ? ChannelKind::channel : ChannelKind::shard;
     default: return ChannelKind::channel;
   }
 }
-
-}  // namespace
 
 // What (un)subscribe answers: channels and patterns together, shard channels by themselves.
 std::size_t Session::subscription_count(ChannelKind kind) const {
@@ -96,6 +97,7 @@ void Session::unsubscribe(ChannelKind kind, Args args) {
 }
 
 void Session::unsubscribe_all() {
+  end_relay();
   for (std::size_t kind = 0; kind < kChannelKinds; ++kind) {
     for (const std::string& name : subscriptions_[kind])
       context_.pubsub->unsubscribe(static_cast<ChannelKind>(kind), name, *peer_);
@@ -116,17 +118,20 @@ void Session::note_subscriptions() {
 }
 
 void Session::do_subscribe(Args args) {
-  subscribe(subscribed_kind(args[0]), args);
+  if (context_.passed != nullptr && (args.size() != 2 || args[1] != kInvalidations)) {
+    needs_later_ = true;
+    return;
+  }
+  subscribe(channel_kind(args[0]), args);
   note_subscriptions();
 }
 
 void Session::do_unsubscribe(Args args) {
-  // "unsubscribe", "punsubscribe", "sunsubscribe": the first letter tells.
-  const char first = static_cast<char>(args[0][0] | 0x20);
-  unsubscribe(first == 'u'   ? ChannelKind::channel
-              : first == 'p' ? ChannelKind::pattern
-                             : ChannelKind::shard,
-              args);
+  if (relay_ != nullptr) {
+    needs_later_ = true;
+    return;
+  }
+  unsubscribe(channel_kind(args[0]), args);
   note_subscriptions();
 }
 

@@ -55,6 +55,10 @@ class Peer : public std::enable_shared_from_this<Peer> {
   std::atomic<std::uint32_t> patterns{0};
   std::atomic<std::uint32_t> shard_channels{0};
   std::atomic<std::int64_t> queued_commands{-1};  // by MULTI; -1: not in one
+  // CLIENT TRACKING: -1 off; 0 on; else the client that is told in its place.
+  std::atomic<std::int64_t> tracking_redirect{-1};
+  std::atomic<bool> tracking_broadcast{false};
+  std::atomic<bool> redirect_broken{false};  // that client is gone; set by whoever notices
 
   std::string name() const;
   void set_name(std::string name);

@@ -108,14 +108,16 @@ CommandTable::CommandTable() {
   now("reset", 1, login | kWhenSubscribed | kNeverQueued, c, &S::do_reset,
       "Resets the connection.");
   now("select", 2, kFast, c, &S::do_select, "Selects database 0, the only one.");
+  rows_.back().later = &S::pass_select;
   now("client", -2, 0, c, &S::do_client, "Looks at and controls connections.");
-  now("command", -1, 0, s, &S::do_command, "Describes the commands.");
+  rows_.back().later = &S::pass_client;
+  now("command", -1, kEngine, s, &S::do_command, "Describes the commands.");
   now("info", -1, 0, s, &S::do_info, "Returns information and statistics.");
   now("config", -2, kAdmin, s, &S::do_config, "Reads the configuration.");
   now("cluster", -2, 0, "cluster", &S::do_cluster, "Says that this is one shard.");
   now("slowlog", -2, kAdmin, s, &S::do_slowlog, "An empty slow log.");
   now("latency", -2, kAdmin, s, &S::do_latency, "No latency events.");
-  now("memory", -2, 0, s, &S::do_memory, "Memory of a key.");
+  now("memory", -2, kEngine, s, &S::do_memory, "Memory of a key.");
   now("time", 1, kFast, s, &S::do_time, "Returns the server's time.");
   now("role", 1, kFast, s, &S::do_role, "Returns the replication role.");
   now("lastsave", 1, kFast, s, &S::do_lastsave, "When the server started.");
@@ -130,17 +132,24 @@ CommandTable::CommandTable() {
   now("watch", -2, kFast | kNeverQueued, t, &S::do_watch, "Makes EXEC depend on keys.");
   rows_.back().first_key = rows_.back().key_step = 1;
   rows_.back().last_key = -1;
+  rows_.back().later = &S::pass_watch;
   now("unwatch", 1, kFast, t, &S::do_unwatch, "Forgets watched keys.");
+  rows_.back().later = &S::pass_unwatch;
 
-  for (const std::string_view name : {"subscribe", "psubscribe", "ssubscribe"})
+  for (const std::string_view name : {"subscribe", "psubscribe", "ssubscribe"}) {
     now(name, -2, channels, p, &S::do_subscribe, "Listens to channels.");
-  for (const std::string_view name : {"unsubscribe", "punsubscribe", "sunsubscribe"})
+    rows_.back().later = &S::pass_subscribe;
+  }
+  for (const std::string_view name : {"unsubscribe", "punsubscribe", "sunsubscribe"}) {
     now(name, -1, channels, p, &S::do_unsubscribe, "Stops listening to channels.");
+    rows_.back().later = &S::pass_subscribe;
+  }
   for (const std::string_view name : {"publish", "spublish"})
-    now(name, 3, kPubSub | kFast, p, &S::do_publish, "Posts a message to a channel.");
-  now("pubsub", -2, kPubSub, p, &S::do_pubsub, "Looks at channels.");
+    now(name, 3, kPubSub | kFast | kEngine, p, &S::do_publish, "Posts a message to a channel.");
+  now("pubsub", -2, kPubSub | kEngine, p, &S::do_pubsub, "Looks at channels.");
 
   later("larder.get", 2, 1, 1, &S::larder_get, "Reads a declared key; says where it came from.");
+  rows_.back().flags = kReads;
   now("larder.explain", 2, kFast, l, &S::larder_explain, "Says what is known about a key.");
   rows_.back().first_key = rows_.back().last_key = rows_.back().key_step = 1;
   later("larder.invalidate", -3, 0, 0, &S::larder_invalidate, "Voids keys, tags or a cache.");

@@ -52,6 +52,12 @@ enum CommandFlag : std::uint16_t {
   kAdmin = 16,
   kFast = 32,
   kPubSub = 64,
+  kReads = 128,  // a client may keep its answer (CLIENT TRACKING); plain commands say it themselves
+  kPassed = 256,      // learned from the engine (passed.h)
+  kBlocking = 512,    // may wait
+  kMovable = 1024,    // its keys are not at fixed places
+  kContainer = 2048,  // has subcommands
+  kEngine = 4096,     // with plain keys on an engine, the engine's own is meant
 };
 
 struct CommandRow {

@@ -70,52 +70,58 @@ void Session::refuse_declared(const CommandRow& row, std::string_view key, int c
 // ---- without suspending ----
 
 bool Session::run_keys_now(const CommandRow& row, Args args) {
-  if (row.verb == Verb::mget && !fits_reply_of(args.subspan(1))) return true;
-  if (!has_caches_) {
-    run_plain(row, args);
-    return true;
-  }
-  if (row.first_key == 0) {
-    if (row.verb == Verb::flush) return false;
-    run_plain(row, args);
-    return true;
-  }
+  const bool passed = context_.passed != nullptr;
+  if (!passed && row.verb == Verb::mget && !fits_reply_of(args.subspan(1))) return true;
+  if (!has_caches_ && !passed) return plain_now(row, args);
+  if (row.verb == Verb::flush) return false;
   int cache = -1;
-  if (row.first_key == row.last_key) {
+  if (!passed && row.first_key != 0 && row.first_key == row.last_key) {
     if (!route(args[static_cast<std::size_t>(row.first_key)], cache)) return true;
-    if (cache >= 0) return declared_now(row, args, cache);
-    run_plain(row, args);
-    return true;
+    return cache >= 0 ? declared_now(row, args, cache) : plain_now(row, args);
   }
   keys_.clear();
-  append_keys(row, args, keys_);
+  // Keys that only the engine can tell, and channels, are no declared ones before it has.
+  if (!keys_of(row, args, keys_) || keys_.empty() || (row.flags & kPubSub) != 0)
+    return plain_now(row, args);
   std::size_t declared = 0;
   for (const std::string_view key : keys_) {
+    if (passed && refuse_internal(key)) return true;
     if (!route(key, cache)) return true;
     declared += cache >= 0 ? 1 : 0;
   }
-  if (declared == 0) {
-    run_plain(row, args);
-    return true;
+  if (declared == 0) return plain_now(row, args);
+  if (keys_.size() == 1 && row.first_key == row.last_key) {
+    route(keys_[0], cache);
+    return declared_now(row, args, cache);
   }
+  return run_many_now(row, args, declared);
+}
+
+// A command on several keys of which some are declared.
+bool Session::run_many_now(const CommandRow& row, Args args, std::size_t declared) {
+  const bool mixed = declared != keys_.size();
   switch (row.verb) {
     case Verb::mget: return mget_now(args);
     case Verb::exists:
-    case Verb::touch: count_held(row); return true;
+    case Verb::touch:
+      if (mixed && context_.passed != nullptr) return false;
+      count_held(row);
+      return true;
     case Verb::del: return false;
     case Verb::mset:
-      if (declared == keys_.size()) return false;
+      if (!mixed) return false;
       error(
           "ERR MSET cannot mix declared and plain keys: the former are one database transaction; "
           "send two commands");
       return true;
-    default:
-      for (const std::string_view key : keys_) {
-        route(key, cache);
-        if (cache < 0) continue;
-        refuse_declared(row, key, cache);
-        return true;
-      }
+    default: break;
+  }
+  for (const std::string_view key : keys_) {
+    int cache = -1;
+    route(key, cache);
+    if (cache < 0) continue;
+    refuse_declared(row, key, cache);
+    break;
   }
   return true;
 }
@@ -126,10 +132,10 @@ bool Session::mget_now(Args args) {
   const std::size_t before = out_.size();
   writer_.array(args.size() - 1);
   for (std::size_t i = 1; i < args.size(); ++i) {
-    if (answer_near(args[i])) continue;
     int cache = -1;
     route(args[i], cache);
-    if (cache >= 0) {
+    if ((cache >= 0 || own_ == nullptr) && answer_near(args[i])) continue;
+    if (cache >= 0 || context_.passed != nullptr) {
       partial_.assign(out_, before);
       partial_keys_ = i;
       out_.resize(before);
@@ -241,7 +247,9 @@ bool Session::declared_expire(const CommandRow& row, Args args, int cache) {
   }
   const DurationUs ttl = absolute ? saturating_add(us, -now_) : us;
   if (ttl <= 0) return false;
-  writer_.integer(context_.node->set_ttl(args[1], now_, ttl) ? 1 : 0);
+  const bool held = context_.node->set_ttl(args[1], now_, ttl);
+  if (held) context_.invalidator->changed(args[1], peer_->id);
+  writer_.integer(held ? 1 : 0);
   return true;
 }
 
@@ -365,6 +373,8 @@ Task<void> Session::declared_later(const CommandRow& row, Args args) {
     case Verb::strlen:
     case Verb::getrange: return declared_get(row, args);
     case Verb::mget: return declared_mget(args);
+    case Verb::exists:
+    case Verb::touch: return held_later(row, args);
     case Verb::del: return declared_del(args);
     case Verb::expire:
     case Verb::pexpire:
@@ -381,6 +391,7 @@ Task<void> Session::declared_get(const CommandRow& row, Args args) {
   if (row.verb == Verb::getrange && (!parse_integer(args[2], from) || !parse_integer(args[3], to)))
     co_return;
   const auto reading = co_await context_.node->get(std::string(args[1]));
+  settle_read(args[1], reading ? &*reading : nullptr);
   if (!reading) {
     error(reading.error());
     co_return;
@@ -404,9 +415,33 @@ Task<void> Session::declared_get(const CommandRow& row, Args args) {
   }
 }
 
+// EXISTS and TOUCH of declared keys beside plain ones that the engine has.
+Task<void> Session::held_later(const CommandRow& row, Args args) {
+  std::vector<std::string> plain{std::string(row.name)};
+  std::int64_t n = 0;
+  for (const std::string_view key : args.subspan(1)) {
+    int cache = -1;
+    route(key, cache);
+    if (cache < 0) {
+      plain.emplace_back(key);
+    } else if (const auto held = context_.node->held(key, now_); held && !held->negative) {
+      ++n;
+    }
+  }
+  const auto count = co_await pass_count(std::move(plain));
+  for (const std::string_view key : args.subspan(1)) settle_read(key, nullptr);
+  if (count)
+    writer_.integer(n + *count);
+  else
+    error(count.error());
+}
+
 // Goes on where mget_now() had to stop: everything that is missing comes with one load a cache.
 Task<void> Session::declared_mget(Args args) {
   constexpr std::size_t kReady = static_cast<std::size_t>(-1);
+  const bool passed = context_.passed != nullptr;
+  std::vector<std::string> asked;  // plain keys that the engine has; their answers are `ready`
+  std::vector<std::size_t> asked_at;
   std::string out = std::move(partial_);
   partial_.clear();
   std::vector<std::string> ready;      // encoded answers, for those with kReady
@@ -416,12 +451,16 @@ Task<void> Session::declared_mget(Args args) {
   for (std::size_t i = partial_keys_; i < args.size(); ++i) {
     int cache = -1;
     route(args[i], cache);
-    if (!answer_near(args[i]) && cache >= 0) {
+    const bool hit = (cache >= 0 || own_ == nullptr) && answer_near(args[i]);
+    if (!hit && cache >= 0) {
       wanted_at.push_back(wanted.size());
       wanted.emplace_back(args[i]);
       continue;
     }
-    if (out_.size() == before) {
+    if (out_.size() == before && passed) {
+      asked.emplace_back(args[i]);
+      asked_at.push_back(ready.size());
+    } else if (out_.size() == before) {
       const std::string_view get[] = {"get", args[i]};
       run_plain(get);
     }
@@ -430,6 +469,18 @@ Task<void> Session::declared_mget(Args args) {
     out_.resize(before);
   }
   const auto readings = co_await context_.node->get_many(std::move(wanted));
+  for (std::size_t i = 1; tracking_.on && i < args.size(); ++i) {
+    const std::size_t at = i < partial_keys_ ? kReady : wanted_at[i - partial_keys_];
+    settle_read(args[i], at != kReady && readings[at] ? &*readings[at] : nullptr);
+  }
+  if (!asked.empty()) {
+    auto values = co_await pass_values(std::move(asked));
+    if (!values) {
+      error(values.error());
+      co_return;
+    }
+    for (std::size_t i = 0; i < asked_at.size(); ++i) ready[asked_at[i]] = std::move((*values)[i]);
+  }
   std::size_t bytes = out.size();
   for (const auto& reading : readings) bytes += reading ? reading->value.size() : 0;
   if (!fits_reply(bytes)) co_return;
@@ -496,7 +547,16 @@ Task<void> Session::declared_del(Args args) {
     }
     n += *count;
   }
-  if (plain.size() > 1) n += plain_integer(plain);
+  if (plain.size() > 1 && context_.passed != nullptr) {
+    const auto count = co_await pass_count({plain.begin(), plain.end()});
+    if (!count) {
+      error(count.error());
+      co_return;
+    }
+    n += *count;
+  } else if (plain.size() > 1) {
+    n += plain_integer(plain);
+  }
   writer_.integer(n);
 }
 
@@ -511,10 +571,12 @@ Task<void> Session::declared_invalidate(std::string_view key) {
 
 Task<void> Session::flush_all(const CommandRow& row, Args args) {
   const auto voided = co_await context_.node->invalidate_all(kCall);
-  if (voided)
-    run_plain(row, args);
-  else
+  if (!voided)
     error(voided.error());
+  else if (context_.passed != nullptr)
+    co_await pass_flush(args);
+  else
+    run_plain(row, args);
 }
 
 }  // namespace larder::server

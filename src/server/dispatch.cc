@@ -52,9 +52,13 @@ bool Session::admit(const CommandRow* row, Args args) {
 
 bool Session::run_now(Args args) {
   if (args.empty()) return true;
-  const CommandRow* const row = table_.find(args[0]);
+  // CLIENT CACHING is for one command, or one transaction.
+  if (tracking_.caching && !in_multi_ && current_ != client_row_) tracking_.caching = false;
+  const CommandRow* const row = find_row(args);
   if (!admit(row, args)) return true;
   current_ = row;
+  // What it is has to be asked; then it comes here again.
+  if (context_.passed != nullptr && row == context_.passed->unlearned()) return false;
   if (in_multi_ && (row->flags & kNeverQueued) == 0) {
     queue(*row, args);
     return true;
@@ -63,6 +67,18 @@ bool Session::run_now(Args args) {
 }
 
 bool Session::run_row_now(const CommandRow& row, Args args) {
+  if (tracking_.on) {
+    note_reads(row, args, false);
+    if (row.plain != nullptr && !run_keys_now(row, args)) {
+      if (!passing_) note_reads(row, args, true);
+      return false;
+    }
+    if (row.plain != nullptr) {
+      note_lives();
+      return true;
+    }
+    if (row.now == nullptr) note_reads(row, args, true);
+  }
   if (row.plain != nullptr) return run_keys_now(row, args);
   if (row.now == nullptr) return false;
   needs_later_ = false;
@@ -71,6 +87,7 @@ bool Session::run_row_now(const CommandRow& row, Args args) {
 }
 
 Task<void> Session::run_later(const CommandRow& row, Args args) {
+  if (std::exchange(passing_, false)) return pass(row, args);
   return row.plain != nullptr ? declared_later(row, args) : (this->*row.later)(args);
 }
 
@@ -132,7 +149,15 @@ bool Session::parse_integer(std::string_view text, std::int64_t& n) {
 }
 
 void Session::run_plain(const CommandRow& row, Args args) {
+  const std::size_t before = out_.size();
   context_.plain->run(*row.plain, args, now_, writer_);
+  if (row.plain->writes) plain_written(row, args, before);
+}
+
+bool Session::plain_now(const CommandRow& row, Args args) {
+  passing_ = context_.passed != nullptr;
+  if (!passing_) run_plain(row, args);
+  return !passing_;
 }
 
 void Session::run_plain(std::span<const std::string_view> args) {
@@ -149,6 +174,7 @@ std::int64_t Session::plain_integer(std::span<const std::string_view> args) {
   context_.plain->run(*command, args, now_, writer);
   std::int64_t n = 0;
   if (reply.starts_with(':')) std::from_chars(reply.data() + 1, reply.data() + reply.size(), n);
+  if (command->writes && n > 0) context_.invalidator->changed(args.subspan(1), peer_->id);
   return n;
 }
 

@@ -33,24 +33,24 @@ Task<void> serve_client(SessionContext& context, std::unique_ptr<net::Stream> st
 
 }  // namespace
 
-Instance::Instance(const config::Config& config, Log log) : config_(config), log_(std::move(log)) {}
+Instance::Instance(const config::Config& config, Log log,
+                   const engine::redis::RedisEngine::Options& engine)
+    : config_(config), log_(std::move(log)), engine_options_(engine) {}
 
-Result<std::unique_ptr<Instance>> Instance::start(const config::Config& config, Log log) {
-  std::unique_ptr<Instance> instance(new Instance(config, std::move(log)));
+Result<std::unique_ptr<Instance>> Instance::start(
+    const config::Config& config, Log log, const engine::redis::RedisEngine::Options& engine) {
+  std::unique_ptr<Instance> instance(new Instance(config, std::move(log), engine));
   if (auto built = instance->build(); !built) return std::unexpected(built.error());
   if (auto launched = instance->launch(); !launched) return std::unexpected(launched.error());
   return instance;
 }
 
 Result<void> Instance::build() {
-  if (config_.engine.url != "embedded:")
-    return fail(ErrorCode::config,
-                fmt::format("engine.url = \"{}\" is not in this version; use \"embedded:\"",
-                            config_.engine.url));
   runtime_ = net::Runtime::create(config_.node.threads);
+  if (auto connected = build_client(); !connected) return connected;
   cache::Parts parts;
   for (const cache::SourceSpec& spec : config_.sources) {
-    auto source = open_source(spec, config_.caches, metrics_, log_);
+    auto source = open_source(spec, config_.caches, feed_for(config_), metrics_, log_);
     if (!source) return std::unexpected(source.error());
     parts.source_names.push_back(spec.name);
     parts.sources.push_back(source->get());
@@ -61,11 +61,12 @@ Result<void> Instance::build() {
   near_ = std::move(*tier);
   if (log_ && !near_->began_with().empty()) log_(near_->began_with());
   near::Store& store = near_->store();
-  engine_ = std::make_unique<engine::Embedded>(
-      store, engine::Embedded::Options{.sources = static_cast<unsigned>(sources_.size())});
-  plain_ = std::make_unique<engine::PlainCommands>(store);
-  leases_ = std::make_unique<engine::Leases>(
-      store, engine::Leases::Options{.max_waiters = config_.node.max_waiters});
+  if (auto built = build_engine(); !built) return built;
+  if (client_ == nullptr) {
+    plain_ = std::make_unique<engine::PlainCommands>(store);
+    leases_ = std::make_unique<engine::Leases>(
+        store, engine::Leases::Options{.max_waiters = config_.node.max_waiters});
+  }
   parts.caches = config_.caches;
   parts.near = &store;
   parts.engine = engine_.get();
@@ -73,17 +74,40 @@ Result<void> Instance::build() {
   parts.seed = random_seed();
   parts.max_flights = config_.node.max_loads;
   parts.max_waiters = config_.node.max_waiters;
-  node_ = std::make_unique<cache::Node>(std::move(parts));
   pubsub_ = std::make_unique<PubSub>(metrics_.counter("larder_clients_dropped_total",
                                                       {{"reason", "slow_subscriber"}},
                                                       "Clients closed by Larder, by reason"));
+  invalidator_ = std::make_unique<Invalidator>(
+      clients_, *pubsub_, config_.node.max_tracked_keys,
+      metrics_.counter("larder_clients_dropped_total", {{"reason", "slow_tracking"}},
+                       "Clients closed by Larder, by reason"));
+  if (client_ != nullptr)
+    passed_ = std::make_unique<Passed>(*client_, store, *invalidator_,
+                                       Passed::Options{.name_space = config_.engine.name_space,
+                                                       .timeout_us = config_.plain.timeout_us,
+                                                       .near_prefixes = config_.plain.near,
+                                                       .near_bound_us = config_.plain.near_bound_us,
+                                                       .metrics = &metrics_,
+                                                       .log = log_});
+  parts.on_invalidated = [this](std::span<const std::string> keys, bool everything) {
+    if (everything) return invalidator_->everything();
+    const std::vector<std::string_view> views(keys.begin(), keys.end());
+    invalidator_->changed(views);
+  };
+  node_ = std::make_unique<cache::Node>(std::move(parts));
+  auto feeds = open_feeds(config_, *node_, *runtime_, metrics_, log_);
+  if (!feeds) return std::unexpected(feeds.error());
+  feeds_ = std::move(*feeds);
 
   SessionContext& context = sessions_context_;
   context.node = node_.get();
   context.near = &store;
   context.plain = plain_.get();
+  context.passed = passed_.get();
   context.leases = leases_.get();
   context.pubsub = pubsub_.get();
+  context.invalidator = invalidator_.get();
+  context.max_tracked = config_.node.max_tracked_keys;
   context.clients = &clients_;
   context.group = &sessions_;
   context.password = config_.node.requirepass;
@@ -98,6 +122,38 @@ Result<void> Instance::build() {
   context.limits.push_bytes = config_.node.max_output_bytes;
   context.limits.queued_bytes = config_.node.max_request_bytes;
   register_gauges();
+  return {};
+}
+
+Result<void> Instance::build_engine() {
+  near::Store& store = near_->store();
+  if (client_ == nullptr) {
+    engine_ = std::make_unique<engine::Embedded>(
+        store, engine::Embedded::Options{.sources = static_cast<unsigned>(sources_.size())});
+    return {};
+  }
+  engine::redis::RedisEngine::Options options = engine_options_;
+  options.name_space = config_.engine.name_space;
+  options.partitions = config_.engine.partitions;
+  for (const cache::SourceSpec& spec : config_.sources) options.sources.push_back(spec.name);
+  auto engine = std::make_unique<engine::redis::RedisEngine>(*client_, store, std::move(options));
+  shared_engine_ = engine.get();
+  engine_ = std::move(engine);
+  return {};
+}
+
+// The client of a Redis or Valkey engine; none for the embedded one.
+Result<void> Instance::build_client() {
+  if (config_.engine.url == "embedded:") return {};
+  auto url = engine::redis::parse_url(config_.engine.url);
+  if (!url) return std::unexpected(url.error());
+  engine::redis::Options options;
+  options.url = std::move(*url);
+  options.metrics = &metrics_;
+  options.log = log_;
+  auto client = engine::redis::Client::create(*runtime_, std::move(options));
+  if (!client) return std::unexpected(client.error());
+  client_ = std::move(*client);
   return {};
 }
 
@@ -124,6 +180,15 @@ void Instance::register_gauges() {
   add(Kind::counter, "larder_near_refused_no_room_total",
       "Entries that were not stored because nothing could be evicted",
       [this] { return near_->store().stats().no_room; });
+  add(Kind::gauge, "larder_tracked_keys", "Reads that clients may have in caches of their own",
+      [this] { return invalidator_->table().reads(); });
+  add(Kind::gauge, "larder_tracked_keys_max", "The bound of larder_tracked_keys",
+      [this] { return config_.node.max_tracked_keys; });
+  add(Kind::counter, "larder_tracked_evictions_total",
+      "Keys that clients had to drop because the table of tracked keys was full",
+      [this] { return invalidator_->table().evictions(); });
+  add(Kind::gauge, "larder_tracking_clients", "Clients with CLIENT TRACKING on",
+      [this] { return invalidator_->table().clients(); });
   add(Kind::counter, "larder_commands_total", "Commands of clients, of all kinds",
       [this] { return sessions_context_.stats.commands.load(std::memory_order_relaxed); });
 }
@@ -159,7 +224,12 @@ Result<void> Instance::listen() {
 Result<void> Instance::launch() {
   std::promise<Result<void>> started;
   runtime_->loop(0).post([this, &started] {
+    if (client_ != nullptr) {
+      engine_tasks_.spawn(client_->run(engine_tasks_));
+      engine_tasks_.spawn(passed_->run(engine_tasks_));
+    }
     node_->start();
+    if (feeds_) feeds_->start();
     upkeep_.spawn(housekeeping());
     auto listening = listen();
     ready_ = listening.has_value();
@@ -206,7 +276,8 @@ Task<void> Instance::housekeeping() {
   for (;;) {
     const TimeUs now = monotonic_now_us();
     // When much ends at once, the loop serves others in between.
-    const bool more = near_->keep(now, *node_);
+    bool more = near_->keep(now, *node_);
+    more |= invalidator_->expire(now);
     const bool stopping = co_await upkeep_.sleep_until(now + (more ? 0 : kKeepEvery));
     if (stopping) co_return;
   }
@@ -222,6 +293,13 @@ Task<void> Instance::finish_sessions() {
     co_await pause.wait_until(monotonic_now_us() + kLookAgain);
   }
   clients_.each([](Peer& peer) { peer.kill(); });
+  const TimeUs at_last = monotonic_now_us() + kFinishWithin;
+  while (sessions_.running() > 0 && monotonic_now_us() < at_last) {
+    Waiters pause;
+    co_await pause.wait_until(monotonic_now_us() + kLookAgain);
+  }
+  // What still waits for the engine is cut off there.
+  if (sessions_.running() > 0) engine_tasks_.stop();
   co_await sessions_.join();
 }
 
@@ -231,7 +309,11 @@ Task<void> Instance::shut_down() {
   co_await finish_sessions();
   upkeep_.stop();
   co_await upkeep_.join();
+  if (feeds_) co_await feeds_->stop();
   co_await node_->stop();
+  if (shared_engine_ != nullptr) co_await shared_engine_->stop();
+  engine_tasks_.stop();
+  co_await engine_tasks_.join();
   if (auto closed = near_->close(monotonic_now_us()); !closed && log_)
     log_(to_string(closed.error()));
   admin_.stop();

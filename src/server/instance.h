@@ -15,12 +15,17 @@
 #include "engine/embedded/embedded.h"
 #include "engine/embedded/leases.h"
 #include "engine/embedded/plain.h"
+#include "engine/redis/client.h"
+#include "engine/redis/engine.h"
 #include "near/store.h"
 #include "net/runtime.h"
 #include "obs/metrics.h"
 #include "server/admin.h"
 #include "server/clients.h"
+#include "server/feeds.h"
+#include "server/invalidator.h"
 #include "server/near_tier.h"
+#include "server/passed.h"
 #include "server/pubsub.h"
 #include "server/session.h"
 #include "server/sources.h"
@@ -33,7 +38,10 @@ class Instance {
  public:
   // Opens the sources and listens; answers clients when this returns. An address with port 0 takes
   // a free one. Errors: config, io, and those of the sources.
-  static Result<std::unique_ptr<Instance>> start(const config::Config& config, Log log = {});
+  // `engine`: what the configuration does not say of a shared one; tests weaken it.
+  static Result<std::unique_ptr<Instance>> start(
+      const config::Config& config, Log log = {},
+      const engine::redis::RedisEngine::Options& engine = {});
 
   // Stops, if that has not been done, and waits.
   ~Instance();
@@ -58,8 +66,11 @@ class Instance {
   Clients& clients() { return clients_; }
 
  private:
-  Instance(const config::Config& config, Log log);
+  Instance(const config::Config& config, Log log,
+           const engine::redis::RedisEngine::Options& engine);
   Result<void> build();
+  Result<void> build_client();
+  Result<void> build_engine();
   Result<void> launch();
   Result<void> listen();
   void register_gauges();
@@ -73,19 +84,26 @@ class Instance {
   std::unique_ptr<net::Runtime> runtime_;
   std::vector<std::unique_ptr<source::Source>> sources_;
   std::unique_ptr<NearTier> near_;
-  std::unique_ptr<engine::Embedded> engine_;
-  std::unique_ptr<engine::PlainCommands> plain_;
-  std::unique_ptr<engine::Leases> leases_;
-  std::unique_ptr<cache::Node> node_;
+  std::unique_ptr<engine::redis::Client> client_;  // null: the engine is embedded
   Clients clients_;
   std::unique_ptr<PubSub> pubsub_;
+  std::unique_ptr<Invalidator> invalidator_;
+  const engine::redis::RedisEngine::Options engine_options_;
+  std::unique_ptr<engine::Engine> engine_;
+  engine::redis::RedisEngine* shared_engine_ = nullptr;  // the same one, if it is shared
+  std::unique_ptr<engine::PlainCommands> plain_;         // or, with client_:
+  std::unique_ptr<Passed> passed_;
+  std::unique_ptr<engine::Leases> leases_;
+  std::unique_ptr<cache::Node> node_;
+  std::unique_ptr<feed::Feeds> feeds_;  // null: none are configured
   SessionContext sessions_context_;
   AdminContext admin_context_;
 
   TaskGroup sessions_;
   TaskGroup admin_;
   TaskGroup upkeep_;
-  TaskGroup lifecycle_;  // shut_down() alone: it ends last, and nobody joins it
+  TaskGroup engine_tasks_;  // of the engine's client and what uses it
+  TaskGroup lifecycle_;     // shut_down() alone: it ends last, and nobody joins it
 
   std::vector<std::string> addresses_;
   std::string admin_address_;

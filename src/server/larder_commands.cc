@@ -7,6 +7,8 @@ namespace larder::server {
 namespace {
 
 constexpr std::string_view kCall = "call";
+constexpr std::string_view kNoLeases =
+    "ERR LARDER.LEASE and LARDER.FILL are for the embedded engine in this version";
 constexpr DurationUs kLongestWait = 60 * kSecond;
 // A waiting client looks up this often: a shutdown need not wait for it.
 constexpr DurationUs kWaitSlice = 500 * kMillisecond;
@@ -25,8 +27,9 @@ bool Session::declared_only(Args args, std::string_view key) {
 }
 
 Task<void> Session::larder_get(Args args) {
-  if (!declared_only(args, args[1])) co_return;
+  if (!declared_only(args, args[1])) co_return;  // a plain key that was noted: told in vain
   const auto reading = co_await context_.node->get(std::string(args[1]));
+  settle_read(args[1], reading ? &*reading : nullptr);
   if (!reading) {
     error(reading.error());
     co_return;
@@ -146,6 +149,10 @@ Task<void> Session::larder_lease(Args args) {
     refuse_declared(*table_.find(args[0]), args[1], cache);
     co_return;
   }
+  if (context_.leases == nullptr) {
+    error(kNoLeases);
+    co_return;
+  }
   std::int64_t wait_ms = 0;
   if (args.size() != 2 && (args.size() != 4 || !equals_ignoring_case(args[2], "wait"))) {
     error("ERR use LARDER.LEASE key [WAIT ms]");
@@ -185,6 +192,7 @@ void Session::larder_fill(Args args) {
   int cache = -1;
   if (!route(args[1], cache)) return;
   if (cache >= 0) return refuse_declared(*table_.find(args[0]), args[1], cache);
+  if (context_.leases == nullptr) return error(kNoLeases);
   std::optional<DurationUs> ttl_us;
   std::vector<std::string> tags;
   for (std::size_t i = 4; i < args.size(); ++i) {
@@ -200,6 +208,7 @@ void Session::larder_fill(Args args) {
   }
   const TimeUs expiry = ttl_us ? saturating_add(now_, *ttl_us) : kNever;
   const auto stored = context_.leases->fill(args[1], args[2], args[3], now_, expiry, tags);
+  if (stored && *stored) context_.invalidator->changed(args[1], peer_->id);
   if (stored)
     writer_.integer(*stored ? 1 : 0);
   else

@@ -18,7 +18,8 @@ near::Options options_of(const config::Config& config) {
   return {.capacity_bytes = config.near.capacity_bytes,
           .partitions = config.engine.partitions,
           .caches = static_cast<unsigned>(std::max<std::size_t>(config.caches.size(), 1)),
-          .evict_plain = config.plain.evict,
+          // Of plain keys on an engine there are only copies here.
+          .evict_plain = config.plain.evict || config.engine.url != "embedded:",
           .cost = config.near.cost};
 }
 
@@ -26,12 +27,17 @@ near::Options options_of(const config::Config& config) {
 std::vector<near::Store::Trust> trust_of(
     const config::Config& config, const std::vector<std::unique_ptr<source::Source>>& sources) {
   using Trust = near::Store::Trust;
-  std::vector<Trust> trust{Trust::full};  // plain keys: nobody but this node changes them
+  // Plain keys: nobody but this node changes them, unless they are copies of the engine's.
+  std::vector<Trust> trust{config.engine.url == "embedded:" ? Trust::full : Trust::drop};
   for (const cache::CacheSpec& spec : config.caches) {
     const source::Capabilities* source = nullptr;
     for (std::size_t i = 0; i < config.sources.size(); ++i)
       if (config.sources[i].name == spec.source) source = &sources[i]->capabilities();
-    trust.push_back(cache::outlives_the_node(spec, cache::guarantee_of(spec, source))
+    if (config.engine.url != "embedded:") {  // nobody has followed the engine meanwhile
+      trust.push_back(Trust::drop);
+      continue;
+    }
+    trust.push_back(cache::outlives_the_node(spec, cache::guarantee_of(spec, source, false))
                         ? Trust::full
                         : Trust::revalidate);
   }

@@ -74,6 +74,16 @@ std::int64_t PubSub::publish(std::string_view channel, std::string_view message,
   return sent;
 }
 
+bool PubSub::push(std::string_view channel, Peer& peer, std::string_view bytes) {
+  MutexLock lock(mutex_);
+  const Names& exact = of(ChannelKind::channel);
+  const auto found = exact.find(channel);
+  if (found == exact.end() ||
+      std::ranges::none_of(found->second, [&](const auto& other) { return other.get() == &peer; }))
+    return true;
+  return peer.push(bytes);
+}
+
 std::vector<std::string> PubSub::names(ChannelKind kind, std::string_view pattern) const {
   MutexLock lock(mutex_);
   std::vector<std::string> found;

@@ -33,6 +33,10 @@ class PubSub {
   // Cost: one post for each subscriber that has nothing under way, and one match for each pattern.
   std::int64_t publish(std::string_view channel, std::string_view message, bool shard);
 
+  // To one peer, bytes that are a whole message, if it listens to the channel at this moment: one
+  // that has left it takes whatever comes for an answer. False: the peer gets closed (Peer::push).
+  bool push(std::string_view channel, Peer& peer, std::string_view bytes);
+
   // The channels (or shard channels) that have subscribers and match; all if `pattern` is empty.
   std::vector<std::string> names(ChannelKind kind, std::string_view pattern) const;
   std::size_t subscribers(ChannelKind kind, std::string_view name) const;

@@ -81,13 +81,14 @@ std::string Session::info_section(std::string_view section) const {
   if (section == "server") {
     const DurationUs up = monotonic_now_us() - context_.started;
     return fmt::format(
-        "# Server\r\nredis_version:7.0.15\r\nlarder_version:{}\r\nredis_git_sha1:00000000\r\n"
+        "# Server\r\nredis_version:{}\r\nlarder_version:{}\r\nredis_git_sha1:00000000\r\n"
         "redis_git_dirty:0\r\nredis_mode:standalone\r\nos:Linux\r\narch_bits:64\r\n"
         "multiplexing_api:epoll\r\nprocess_id:{}\r\nrun_id:{}\r\ntcp_port:{}\r\n"
         "server_time_usec:{}\r\nuptime_in_seconds:{}\r\nuptime_in_days:{}\r\nhz:10\r\n"
         "io_threads_active:{}\r\n",
-        LARDER_VERSION, getpid(), context_.run_id, host_and_port(context_.address).second,
-        monotonic_now_us(), up / kSecond, up / kSecond / 86400, context_.threads > 1 ? 1 : 0);
+        kSpokenVersion, LARDER_VERSION, getpid(), context_.run_id,
+        host_and_port(context_.address).second, monotonic_now_us(), up / kSecond,
+        up / kSecond / 86400, context_.threads > 1 ? 1 : 0);
   }
   if (section == "clients") {
     std::size_t in_channels = 0;
@@ -97,8 +98,9 @@ std::string Session::info_section(std::string_view section) const {
     });
     return fmt::format(
         "# Clients\r\nconnected_clients:{}\r\ncluster_connections:0\r\nmaxclients:{}"
-        "\r\nblocked_clients:0\r\ntracking_clients:0\r\npubsub_clients:{}\r\n",
-        context_.clients->count(), context_.max_connections, in_channels);
+        "\r\nblocked_clients:0\r\ntracking_clients:{}\r\npubsub_clients:{}\r\n",
+        context_.clients->count(), context_.max_connections,
+        context_.invalidator->table().clients(), in_channels);
   }
   if (section == "memory") {
     const std::uint64_t capacity = context_.near->capacity_bytes();
@@ -121,11 +123,12 @@ std::string Session::info_section(std::string_view section) const {
         "# Stats\r\ntotal_connections_received:{}\r\ntotal_commands_processed:{}\r\n"
         "total_net_input_bytes:{}\r\ntotal_net_output_bytes:{}\r\nexpired_keys:{}\r\n"
         "evicted_keys:{}\r\npubsub_channels:{}\r\npubsub_patterns:{}\r\npubsubshard_channels:{}\r\n"
-        "total_error_replies:{}\r\n",
+        "tracking_total_items:{}\r\ntotal_error_replies:{}\r\n",
         context_.clients->total(), read(stats.commands), read(stats.input_bytes),
         read(stats.output_bytes), near.expirations, near.evictions,
         context_.pubsub->count(ChannelKind::channel), context_.pubsub->count(ChannelKind::pattern),
-        context_.pubsub->count(ChannelKind::shard), read(stats.errors));
+        context_.pubsub->count(ChannelKind::shard), context_.invalidator->table().reads(),
+        read(stats.errors));
   if (section == "replication")
     return fmt::format(
         "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n"
@@ -212,6 +215,7 @@ void Session::do_config(Args args) {
       {"slowlog-max-len", "0"},
       {"tcp-keepalive", "0"},
       {"timeout", "0"},
+      {"tracking-table-max-keys", std::to_string(context_.max_tracked)},
   };
   std::vector<const std::pair<std::string_view, std::string>*> found;
   for (const auto& value : values)

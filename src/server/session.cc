@@ -34,6 +34,7 @@ Session::Session(SessionContext& context, std::unique_ptr<net::Stream> stream)
       parser_is_limited_(!context.password.empty()),
       table_(CommandTable::instance()),
       get_row_(table_.find("get")),
+      client_row_(table_.find("client")),
       authenticated_(context.password.empty()) {
   update_ready();
   context_.clients->add(peer_);
@@ -44,8 +45,9 @@ Session::~Session() = default;
 void Session::update_ready() {
   const bool in_channels =
       std::ranges::any_of(subscriptions_, [](const auto& names) { return !names.empty(); });
-  ready_ = authenticated_ && !in_multi_ && reply_mode_ == ReplyMode::on &&
-           (writer_.protocol() == 3 || !in_channels);
+  // Whoever watches, or has selected another database, reads from the engine alone.
+  ready_ = authenticated_ && !in_multi_ && !tracking_.on && own_ == nullptr &&
+           reply_mode_ == ReplyMode::on && (writer_.protocol() == 3 || !in_channels);
 }
 
 // Room for the next read behind end_: grows for a command that does not fit, but never faster than
@@ -104,7 +106,16 @@ Task<void> Session::run() {
       if (status != wire::CommandParser::Status::complete) break;
       ++commands;
       const Args args = parser_.args();
-      if (!ready_ || args.size() != 2 || !is_get(args[0]) || !answer_near(args[1])) {
+      if (ready_ && args.size() == 2 && is_get(args[0]) && flights_.empty() &&
+          answer_near(args[1])) {
+        current_ = get_row_;
+      } else if (context_.passed != nullptr && fly(args)) {
+        // Its answer comes with those around it.
+      } else if (!flights_.empty()) {
+        co_await land();
+        --commands;
+        continue;  // with the same command, which is not consumed
+      } else {
         std::size_t before = out_.size();
         if (!run_now(args)) {
           // What is answered already need not wait for a load.
@@ -114,8 +125,6 @@ Task<void> Session::run() {
           now_ = monotonic_now_us();
         }
         apply_reply_mode(before);
-      } else {
-        current_ = get_row_;
       }
       begin_ += parser_.consumed();
       constexpr std::size_t kKeepArguments = 1'024;
@@ -130,6 +139,7 @@ Task<void> Session::run() {
         now_ = monotonic_now_us();  // the client may have let us wait
       }
     }
+    if (!flights_.empty()) co_await land();
     if (status == wire::CommandParser::Status::error) {
       error("ERR " + parser_.error());
       closing_ = true;
@@ -162,7 +172,9 @@ Task<void> Session::run() {
 
 Task<void> Session::end() {
   closing_ = true;
+  end_tracking();
   unsubscribe_all();
+  own_.reset();
   peer_->detach();
   context_.clients->remove(peer_->id);
   stream_->shutdown();
@@ -234,7 +246,9 @@ Task<void> Session::write_pushes() {
       on_kill();
       break;
     }
-    if (yield_to_run_) break;
+    // Within a command nothing more is pushed: the invalidation of what it reads must not come
+    // before its answer. run() sends what waits.
+    if (yield_to_run_ || !reading_) break;
     pushes_waiting_ = false;
     peer_->take_pushes(pushes_);
   }

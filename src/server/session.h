@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <set>
@@ -20,10 +21,17 @@
 #include "net/runtime.h"
 #include "server/clients.h"
 #include "server/commands.h"
+#include "server/invalidator.h"
+#include "server/passed.h"
+#include "server/passing.h"
 #include "server/pubsub.h"
 #include "wire/resp.h"
 
 namespace larder::server {
+
+// Client libraries choose features by this version of Redis. Texts are those of 7.0; redis-py turns
+// its client-side caching on from 7.4. Larder's own version is in INFO.
+inline constexpr std::string_view kSpokenVersion = "7.4.0";
 
 struct SessionLimits {
   wire::Limits wire;
@@ -37,6 +45,7 @@ struct SessionLimits {
   std::size_t queued_bytes = 64 << 20;
   std::size_t watches = 10'000;
   std::size_t watched_bytes = 16 << 20;  // of their keys
+  std::size_t tracked_prefixes = 1'000;  // of one client
 };
 
 // Counters of all sessions. Relaxed adds, once a batch.
@@ -51,14 +60,18 @@ struct SessionStats {
 struct SessionContext {
   cache::Node* node = nullptr;
   near::Store* near = nullptr;
+  // Plain keys: held here, or passed on to the engine. One of them is null.
   engine::PlainCommands* plain = nullptr;
-  engine::Leases* leases = nullptr;
+  Passed* passed = nullptr;
+  engine::Leases* leases = nullptr;  // null with `passed`
   PubSub* pubsub = nullptr;
+  Invalidator* invalidator = nullptr;
   Clients* clients = nullptr;
   TaskGroup* group = nullptr;  // owns the sessions
   SessionLimits limits;
   std::string password;  // "" = none
   std::size_t max_connections = 0;
+  std::size_t max_tracked = 0;
   bool evict_plain = true;
   TimeUs started = 0;
   std::string run_id;   // 40 hex digits
@@ -80,6 +93,22 @@ class Session final : public Peer::Owner {
 
  private:
   friend class CommandTable;
+  friend class Passed;
+
+  // CLIENT TRACKING as this client has it.
+  struct TrackingState {
+    bool on = false;
+    bool broadcast = false;
+    bool optin = false;
+    bool optout = false;
+    bool noloop = false;
+    bool caching = false;  // CLIENT CACHING yes or no, for the next command
+    Tracking::Client redirect = 0;
+    // Is what the next command reads to be remembered?
+    bool remembers() const {
+      return on && !broadcast && !(optin && !caching) && !(optout && caching);
+    }
+  };
 
   // ---- the connection (session.cc) ----
   void reserve_input();
@@ -110,12 +139,15 @@ class Session final : public Peer::Owner {
   bool parse_integer(std::string_view text, std::int64_t& n);  // answers the error
   void run_plain(const CommandRow& row, Args args);
   void run_plain(std::span<const std::string_view> args);  // by name
+  // Runs it here, or says false: pass() is to follow.
+  bool plain_now(const CommandRow& row, Args args);
   std::int64_t plain_integer(std::span<const std::string_view> args);
 
   // ---- declared keys (declared.cc) ----
   // Which cache, or -1; answers LARDER_BADKEY and returns false for a bad part.
   bool route(std::string_view key, int& cache);
   bool run_keys_now(const CommandRow& row, Args args);
+  bool run_many_now(const CommandRow& row, Args args, std::size_t declared);
   bool mget_now(Args args);
   void count_held(const CommandRow& row);  // of keys_
   bool declared_now(const CommandRow& row, Args args, int cache);
@@ -130,11 +162,70 @@ class Session final : public Peer::Owner {
   Task<void> declared_later(const CommandRow& row, Args args);
   Task<void> declared_get(const CommandRow& row, Args args);
   Task<void> declared_mget(Args args);
+  Task<void> held_later(const CommandRow& row, Args args);
   Task<void> declared_write(const CommandRow& row, Args args);
   Task<void> declared_del(Args args);
   Task<void> declared_invalidate(std::string_view key);
   Task<void> flush_all(const CommandRow& row, Args args);
   const cache::CacheSpec& spec(int cache) const;
+
+  // ---- CLIENT TRACKING (tracking_commands.cc) ----
+  void client_tracking(Args args);
+  void client_caching(Args args);
+  void client_tracking_info();
+  bool tracking_fits(const TrackingState& wanted, std::span<const std::string> prefixes);
+  void end_tracking();
+  // The client may keep what these reads answer. To be called before they run.
+  void note_reads(const CommandRow& row, Args args, bool pending);
+  // Behind a read of keys_of_read_ that did not suspend: when their lives end.
+  void note_lives();
+  void note_life(std::string_view key);
+  // Behind one that did: the client was answered `value` (null: none, or not known which).
+  void settle_read(std::string_view key, const cache::Reading* answered);
+  // Behind a plain command that has written: tells whoever holds its keys.
+  void plain_written(const CommandRow& row, Args args, std::size_t reply_at);
+  void plain_written(std::span<const engine::QueuedCommand> commands);
+
+  // ---- plain commands on an engine (passing.cc) ----
+  const CommandRow* find_row(Args args) const;
+  bool keys_of(const CommandRow& row, Args args, std::vector<std::string_view>& keys);
+  bool refuse_internal(std::string_view key);
+  bool all_plain(const CommandRow& row, std::span<const std::string_view> keys);
+  bool fly(Args args);
+  bool declared_flight(std::string_view key);
+  bool near_flight(Args args, Flight& flight);
+  Task<void> run_flight(Flight& flight);
+  Task<void> ask_life(Flight::Near& near, std::uint32_t slot);
+  void keep_near(const Flight& flight);
+  Task<void> land();
+  void append_answer(const Result<engine::redis::Answer>& answer);
+  bool everywhere(const CommandRow& row, Args args) const;
+  Task<void> pass(const CommandRow& row, Args args);
+  Task<void> pass_unlearned(Args args);
+  Task<Result<engine::redis::Answer>> pass_keyspace(const CommandRow& row,
+                                                    std::vector<std::string> words);
+  Task<void> pass_flush(Args args);
+  Task<Result<std::int64_t>> pass_count(std::vector<std::string> words);
+  Task<Result<std::vector<std::string>>> pass_values(std::vector<std::string> keys);
+  Task<Result<void>> take_own(std::uint32_t slot, std::int64_t database);
+  Task<Result<engine::redis::Answer>> own_reply(engine::redis::Dedicated& link, bool waits);
+  Task<Result<engine::redis::Answer>> over_own(std::string bytes, bool waits);
+  Task<Result<engine::redis::Answer>> pass_waiting(std::uint32_t slot, std::string bytes);
+  Task<void> pass_watch(Args args);
+  Task<void> pass_unwatch(Args args);
+  Task<void> pass_select(Args args);
+  Task<void> pass_client(Args args);
+  Task<Result<std::string>> pass_transaction(std::vector<engine::QueuedCommand> commands);
+  void release_own();
+  void drop_own();
+  void lose_own();
+  Task<void> forget_watches();
+  static Task<void> run_relay(std::shared_ptr<Relay> relay, std::shared_ptr<Peer> peer);
+  Task<void> over_relay(std::string bytes, int answers, std::uint32_t slot);
+  void end_relay();
+  Task<void> start_monitor();
+  Task<void> pass_subscribe(Args args);
+  bool subscribed() const;
 
   // ---- MULTI (transaction.cc) ----
   void queue(const CommandRow& row, Args args);
@@ -144,6 +235,8 @@ class Session final : public Peer::Owner {
   void do_watch(Args args);
   void do_unwatch(Args args);
   void do_exec(Args args);  // plain commands alone
+  void run_plain_transaction(std::span<const engine::QueuedCommand> commands,
+                             std::span<const engine::Watch> watches, wire::Writer& out);
   Task<void> exec_mixed(Args args);
   // What a queued command is to a transaction.
   enum class Part : std::uint8_t { plain, declared_write, own };
@@ -201,6 +294,7 @@ class Session final : public Peer::Owner {
   void subscribe(ChannelKind kind, Args args);
   void unsubscribe(ChannelKind kind, Args args);
   void unsubscribe_all();
+  static ChannelKind channel_kind(std::string_view command);
   void take_pushes();
   void note_subscriptions();
   std::size_t subscription_count(ChannelKind kind) const;
@@ -248,6 +342,7 @@ class Session final : public Peer::Owner {
   bool ready_ = false;
   const CommandTable& table_;
   const CommandRow* const get_row_;
+  const CommandRow* const client_row_;
   const CommandRow* current_ = nullptr;
   bool needs_later_ = false;            // a `now` handler asks for its `later`
   std::vector<std::string_view> keys_;  // scratch
@@ -266,6 +361,19 @@ class Session final : public Peer::Owner {
   std::vector<engine::Watch> watches_;
 
   std::array<std::set<std::string, std::less<>>, kChannelKinds> subscriptions_;
+
+  // Passed on and not answered yet, in order; there are none while anything else is answered.
+  std::deque<Flight> flights_;
+  bool near_write_flies_ = false;  // one of them changes a key that may be near
+  std::optional<TaskGroup> flight_group_;
+  std::size_t flying_bytes_ = 0;
+  bool passing_ = false;  // run_keys_now() has found a command for pass()
+  std::unique_ptr<OwnLink> own_;
+  std::shared_ptr<Relay> relay_;
+
+  TrackingState tracking_;
+  bool reads_noted_ = false;                   // of the command that runs
+  std::vector<std::string_view> noted_reads_;  // those of its keys that were not noted before
 };
 
 }  // namespace larder::server

@@ -20,10 +20,6 @@ constexpr std::string_view kWrongPassword =
 constexpr std::string_view kBadName =
     "ERR Client names cannot contain spaces, newlines or special characters.";
 
-// Client libraries choose features by this, so it is the version of Redis whose commands and texts
-// Larder follows. Larder's own is in INFO.
-constexpr std::string_view kRedisVersion = "7.0.15";
-
 }  // namespace
 
 bool Session::log_in(std::string_view user, std::string_view password) {
@@ -54,6 +50,9 @@ void Session::do_hello(Args args) {
       return error("ERR Protocol version is not an integer or out of range");
     if (version != 2 && version != 3) return error("NOPROTO unsupported protocol version");
   }
+  // Answers of these pass on as the engine gives them.
+  if (version != writer_.protocol() && (own_ != nullptr || relay_ != nullptr))
+    return error("ERR the protocol cannot change after WATCH, SELECT, SUBSCRIBE or MONITOR");
   std::optional<std::string_view> name;
   for (std::size_t i = 2; i < args.size(); ++i) {
     if (equals_ignoring_case(args[i], "auth") && i + 2 < args.size()) {
@@ -78,7 +77,7 @@ void Session::do_hello(Args args) {
   writer_.bulk("server");
   writer_.bulk("redis");
   writer_.bulk("version");
-  writer_.bulk(kRedisVersion);
+  writer_.bulk(kSpokenVersion);
   writer_.bulk("proto");
   writer_.integer(version);
   writer_.bulk("id");
@@ -124,7 +123,9 @@ void Session::do_quit(Args) {
 
 void Session::do_reset(Args) {
   end_multi();
+  end_tracking();
   unsubscribe_all();
+  drop_own();
   reply_mode_ = ReplyMode::on;
   writer_.set_protocol(2);
   peer_->protocol.store(2, std::memory_order_relaxed);
@@ -135,6 +136,10 @@ void Session::do_reset(Args) {
 }
 
 void Session::do_select(Args args) {
+  if (context_.passed != nullptr) {
+    needs_later_ = true;
+    return;
+  }
   std::int64_t index = 0;
   if (!parse_integer(args[1], index)) return;
   if (index != 0) return error("ERR DB index is out of range");
@@ -153,15 +158,20 @@ std::string Session::describe(const Peer& peer) const {
   std::string flags;
   if (channels + patterns + shards > 0) flags += 'P';
   if (queued >= 0) flags += 'x';
+  const std::int64_t redirect = peer.tracking_redirect.load(std::memory_order_relaxed);
+  if (redirect >= 0) flags += 't';
+  if (peer.redirect_broken.load(std::memory_order_relaxed)) flags += 'R';
+  if (peer.tracking_broadcast.load(std::memory_order_relaxed)) flags += 'B';
   if (flags.empty()) flags = "N";
   return fmt::format(
       "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db=0 sub={} psub={} ssub={} "
       "multi={} qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 "
-      "events=r cmd={} user=default redir=-1 resp={}\n",
+      "events=r cmd={} user=default redir={} resp={}\n",
       peer.id, peer.address, peer.local, peer.fd, peer.name(),
       std::max<TimeUs>(now_ - peer.since, 0) / kSecond,
       std::max<TimeUs>(now_ - active, 0) / kSecond, flags, channels, patterns, shards, queued,
-      last != nullptr ? last->name : "NULL", peer.protocol.load(std::memory_order_relaxed));
+      last != nullptr ? last->name : "NULL", redirect,
+      peer.protocol.load(std::memory_order_relaxed));
 }
 
 void Session::client_list(Args args) {
@@ -297,19 +307,25 @@ void Session::do_client(Args args) {
   } else if (what == "unpause") {
     if (fits(2)) writer_.ok();
   } else if (what == "getredir") {
-    if (fits(2)) writer_.integer(-1);
-  } else if (what == "tracking" || what == "caching" || what == "trackinginfo") {
-    error(
-        "ERR client-side caching is not in this version: Larder itself is the near tier; raise "
-        "near.capacity, or run it beside the service");
+    if (fits(2)) writer_.integer(peer_->tracking_redirect.load(std::memory_order_relaxed));
+  } else if (what == "tracking") {
+    if (args.size() < 3) return wrong_arity("client|tracking");
+    needs_later_ = context_.passed != nullptr && equals_ignoring_case(args[2], "on");
+    if (!needs_later_) client_tracking(args);
+  } else if (what == "caching") {
+    if (fits(3)) client_caching(args);
+  } else if (what == "trackinginfo") {
+    if (fits(2)) client_tracking_info();
   } else if (what == "pause" || what == "unblock") {
     error(fmt::format("ERR CLIENT {} is not in this version", args[1]));
   } else if (what == "help") {
-    help({"CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:", "GETNAME", "ID",
-          "INFO", "KILL <ip:port> | ID <id> | ADDR <ip:port> | LADDR <ip:port> | SKIPME yes|no",
+    help({"CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:", "CACHING YES|NO",
+          "GETNAME", "GETREDIR", "ID", "INFO",
+          "KILL <ip:port> | ID <id> | ADDR <ip:port> | LADDR <ip:port> | SKIPME yes|no",
           "LIST [TYPE normal|pubsub] [ID <id>...]", "NO-EVICT ON|OFF", "NO-TOUCH ON|OFF",
-          "REPLY ON|OFF|SKIP", "SETINFO LIB-NAME|LIB-VER <text>", "SETNAME <name>", "UNPAUSE",
-          "HELP"});
+          "REPLY ON|OFF|SKIP", "SETINFO LIB-NAME|LIB-VER <text>", "SETNAME <name>",
+          "TRACKING ON|OFF [REDIRECT <id>] [BCAST] [PREFIX <prefix> ...] [OPTIN] [OPTOUT] [NOLOOP]",
+          "TRACKINGINFO", "UNPAUSE", "HELP"});
   } else {
     unknown_subcommand(args);
   }

@@ -81,7 +81,7 @@ TEST_F(SessionTest, ErrorsAreRedisErrors) {
 TEST_F(SessionTest, HelloChangesTheProtocol) {
   TestClient c(address());
   EXPECT_THAT(c.text({"HELLO"}),
-              StartsWith("[server, redis, version, 7.0.15, proto, (int) 2, id, "));
+              StartsWith("[server, redis, version, 7.4.0, proto, (int) 2, id, "));
   EXPECT_EQ(c.text({"GET", "none"}), "(nil)");
   EXPECT_EQ(c.last_raw(), "$-1\r\n");
   EXPECT_THAT(c.text({"HELLO", "3", "SETNAME", "me"}), HasSubstr("proto, (int) 3"));
@@ -344,7 +344,7 @@ TEST_F(SessionTest, PasswordIsAskedForAsRedisDoes) {
 TEST_F(SessionTest, TellsAboutItself) {
   TestClient c(address());
   const std::string info = c.text({"INFO"});
-  for (const char* expected : {"# Server", "redis_version:7.0.15", "larder_version:", "loading:0",
+  for (const char* expected : {"# Server", "redis_version:7.4.0", "larder_version:", "loading:0",
                                "role:master", "cluster_enabled:0", "connected_clients:1"})
     EXPECT_THAT(info, HasSubstr(expected));
   EXPECT_EQ(c.text({"INFO", "cluster"}), "# Cluster\r\ncluster_enabled:0\r\n");

@@ -7,8 +7,13 @@
 
 namespace larder::server {
 
+source::FeedFor feed_for(const config::Config& config) {
+  return config.engine.url == "embedded:" ? source::FeedFor::node : source::FeedFor::fleet;
+}
+
 Result<std::unique_ptr<source::Source>> open_source(const cache::SourceSpec& spec,
                                                     const std::vector<cache::CacheSpec>& caches,
+                                                    source::FeedFor feed_for,
                                                     obs::Registry& metrics, Log log) {
   namespace sqlite = source::sqlite;
   auto path = sqlite::path_of_url(spec.url);
@@ -19,6 +24,7 @@ Result<std::unique_ptr<source::Source>> open_source(const cache::SourceSpec& spe
                                      .queue = spec.queue,
                                      .poll_us = spec.poll_us,
                                      .query_log = spec.query_log,
+                                     .feed_for = feed_for,
                                      .statements = cache::Node::load_statements(caches, spec.name),
                                      .watched = cache::Node::watched_tables(caches, spec.name),
                                      .metrics = &metrics,

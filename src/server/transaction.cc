@@ -25,6 +25,7 @@ void Session::end_multi() {
   queued_bytes_ = 0;
   watches_.clear();
   watched_bytes_ = 0;
+  release_own();
   peer_->queued_commands.store(-1, std::memory_order_relaxed);
   update_ready();
 }
@@ -41,6 +42,10 @@ void Session::do_discard(Args) {
 void Session::do_watch(Args args) {
   if (in_multi_) {
     error("ERR WATCH inside MULTI is not allowed");
+    return;
+  }
+  if (context_.passed != nullptr) {
+    needs_later_ = true;
     return;
   }
   if (watches_.size() + args.size() > context_.limits.watches) {
@@ -68,7 +73,13 @@ void Session::do_watch(Args args) {
   writer_.ok();
 }
 
-void Session::do_unwatch(Args) {
+void Session::do_unwatch(Args args) {
+  if (context_.passed != nullptr && own_ != nullptr && own_->database != 0) {
+    needs_later_ = true;  // the connection stays: it has to be told
+    return;
+  }
+  (void)args;
+  release_own();
   watches_.clear();
   watched_bytes_ = 0;
   writer_.ok();
@@ -76,14 +87,19 @@ void Session::do_unwatch(Args) {
 
 // Whatever can be refused without running it is refused here, so that EXEC never stops half-way.
 bool Session::check_queued(const CommandRow& row, Args args) {
-  if (row.plain == nullptr || !has_caches_) return true;
+  if (row.plain == nullptr || (!has_caches_ && context_.passed == nullptr)) return true;
   std::vector<std::string_view> keys;
-  append_keys(row, args, keys);
+  if (!keys_of(row, args, keys)) {  // only the engine can tell, and nobody asks it here
+    error(fmt::format("ERR '{}' does not pass through Larder inside MULTI: send it by itself",
+                      row.name));
+    return false;
+  }
   std::size_t declared = 0;
   int cache = -1;
   int one = -1;
   std::string_view one_key;
   for (const std::string_view key : keys) {
+    if (context_.passed != nullptr && refuse_internal(key)) return false;
     if (!route(key, cache)) return false;
     if (cache < 0) continue;
     ++declared;
@@ -138,9 +154,14 @@ void Session::queue(const CommandRow& row, Args args) {
 
 Session::Kind Session::kind_of(const CommandRow& row, Args args) {
   if (row.plain == nullptr) return {};
-  if (has_caches_ && row.verb == Verb::flush) return {.flushes = true};
+  const bool passed = context_.passed != nullptr;
+  if ((has_caches_ || passed) && row.verb == Verb::flush) return {.flushes = true};
+  // Larder's own keys have to be left out of these.
+  if (passed && row.plain->whole_keyspace) return {};
   Kind kind{.part = Part::plain, .writes_plain = row.plain->writes};
-  if (!has_caches_ || row.first_key == 0) return kind;
+  // A module's command may have a first key by its row, and be called without.
+  if (!has_caches_ || row.first_key <= 0 || static_cast<std::size_t>(row.first_key) >= args.size())
+    return kind;
   // check_queued() has seen that all keys are declared, or none.
   int cache = -1;
   route(args[static_cast<std::size_t>(row.first_key)], cache);
@@ -188,6 +209,23 @@ std::string Session::conflict(std::span<const Kind> kinds) const {
   return {};
 }
 
+void Session::run_plain_transaction(std::span<const engine::QueuedCommand> commands,
+                                    std::span<const engine::Watch> watches, wire::Writer& out) {
+  std::vector<std::string_view> read;
+  for (const engine::QueuedCommand& command : commands) {
+    if (!tracking_.on) break;
+    const std::vector<std::string_view> args(command.args.begin(), command.args.end());
+    note_reads(*table_.find(args[0]), args, false);
+    read.insert(read.end(), noted_reads_.begin(), noted_reads_.end());
+  }
+  const std::size_t before = out.buffer().size();
+  context_.plain->run_transaction(commands, watches, now_, out);
+  const std::string_view answer = std::string_view(out.buffer()).substr(before);
+  if (answer.starts_with("*-") || answer.starts_with('_')) return;  // a watched key had changed
+  plain_written(commands);
+  for (const std::string_view key : read) note_life(key);
+}
+
 void Session::do_exec(Args) {
   if (!in_multi_) {
     error("ERR EXEC without MULTI");
@@ -201,22 +239,22 @@ void Session::do_exec(Args) {
   std::vector<std::string_view> keys;
   for (const engine::QueuedCommand& command : queued_) {
     const std::vector<std::string_view> args(command.args.begin(), command.args.end());
-    append_keys(*table_.find(args[0]), args, keys);
+    append_keys(*find_row(args), args, keys);
   }
-  if (!fits_reply_of(keys)) return end_multi();
+  if (context_.passed == nullptr && !fits_reply_of(keys)) return end_multi();
   // The usual case, without suspending: plain commands, which are all of one step.
-  const bool all_plain = std::ranges::all_of(queued_, [&](const engine::QueuedCommand& command) {
+  const bool only_plain = std::ranges::all_of(queued_, [&](const engine::QueuedCommand& command) {
     const std::vector<std::string_view> args(command.args.begin(), command.args.end());
-    return kind_of(*table_.find(args[0]), args).part == Part::plain;
+    return kind_of(*find_row(args), args).part == Part::plain;
   });
-  if (!all_plain) {
+  if (!only_plain || context_.passed != nullptr) {
     needs_later_ = true;
     return;
   }
   const auto commands = std::move(queued_);
   const auto watches = std::move(watches_);
   end_multi();
-  context_.plain->run_transaction(commands, watches, now_, writer_);
+  run_plain_transaction(commands, watches, writer_);
 }
 
 namespace {
@@ -245,26 +283,48 @@ std::vector<std::string> elements_of(std::string_view reply) {
 Task<void> Session::exec_mixed(Args) {
   const auto commands = std::move(queued_);
   const auto watches = std::move(watches_);
+  auto own = std::move(own_);
   end_multi();
+  own_ = std::move(own);
+  update_ready();
   std::vector<std::vector<std::string_view>> args;
   std::vector<const CommandRow*> rows;
   std::vector<Kind> kinds;
   std::vector<engine::QueuedCommand> plain;
   for (const auto& command : commands) {
     args.emplace_back(command.args.begin(), command.args.end());
-    rows.push_back(table_.find(command.args[0]));
+    rows.push_back(find_row(args.back()));
     kinds.push_back(kind_of(*rows.back(), args.back()));
     if (kinds.back().part == Part::plain) plain.push_back(command);
   }
   if (const std::string why = conflict(kinds); !why.empty()) {
+    release_own();
     error(why);
     co_return;
   }
   std::vector<std::string> plain_replies;
-  if (!plain.empty()) {
+  const bool watching = own_ != nullptr && own_->watching;
+  if (context_.passed != nullptr) {
+    if (!plain.empty() || watching) {
+      const std::size_t wanted = plain.size();
+      const auto reply = co_await pass_transaction(std::move(plain));
+      if (!reply) {
+        release_own();
+        error(reply.error());
+        co_return;
+      }
+      for (const std::string_view element : engine::redis::elements_of(*reply))
+        plain_replies.emplace_back(element);
+      if (plain_replies.size() != wanted || reply->starts_with("*-") || reply->starts_with('_') ||
+          reply->starts_with('-')) {
+        out_ += *reply;  // a watched key had changed, or the engine refuses
+        co_return;
+      }
+    }
+  } else if (!plain.empty()) {
     std::string reply;
     wire::Writer writer(reply, writer_.protocol());
-    context_.plain->run_transaction(plain, watches, now_, writer);
+    run_plain_transaction(plain, watches, writer);
     plain_replies = elements_of(reply);
     if (plain_replies.size() != plain.size()) {
       writer_.null_array();

@@ -34,18 +34,24 @@ inline Params id_of(std::int64_t id) { return {{"id", id}}; }
 // Collects what a feed delivers.
 struct Sink {
   std::vector<ChangeBatch> batches;
-  int refuse = 0;  // so many batches with changes
+  int refuse = 0;                 // so many batches with changes
+  std::vector<FeedOrder> orders;  // given one a batch, then none
 
   ChangeSink sink() {
     return [this](ChangeBatch batch) { return take(*this, std::move(batch)); };
   }
-  static Task<Result<void>> take(Sink& self, ChangeBatch batch) {
+  static Task<Result<FeedOrder>> take(Sink& self, ChangeBatch batch) {
     if (self.refuse > 0 && !batch.changes.empty()) {
       --self.refuse;
       co_return fail(ErrorCode::io, "the engine is down");
     }
     self.batches.push_back(std::move(batch));
-    co_return Result<void>{};
+    FeedOrder order;
+    if (!self.orders.empty()) {
+      order = self.orders.front();
+      self.orders.erase(self.orders.begin());
+    }
+    co_return order;
   }
   bool everything() const { return std::ranges::any_of(batches, &ChangeBatch::everything); }
   // "watched:value,value" of every change.

@@ -86,6 +86,27 @@ struct ChangeBatch {
   std::uint64_t source_id = 0;  // the incarnation that they come from
   TimeUs heartbeat = 0;         // every change committed before this has now been delivered
   TimeUs committed_at = 0;  // earliest commit time in the batch, 0 = unknown (for the lag metric)
+  // Positions in the log: this is everything in (from, to]. Unless all of it is for one node only
+  // (FeedFor::node), which begins at the log's end.
+  std::uint64_t from = 0;
+  std::uint64_t to = 0;
+  policy::TxnId xmin = 0;  // every transaction below it has ended; 0: unknown
+  // The answer to FeedOrder::new_epoch: no transaction with a number up to this is still running.
+  std::optional<policy::TxnId> floor;
+};
+
+// What the sink wants next.
+struct FeedOrder {
+  std::optional<std::uint64_t> go_on_from;  // deliver what comes after this position
+  // Read the log's end first, then make sure that no transaction up to some number still runs;
+  // deliver both, as `to` and `floor`, in a batch without changes.
+  bool new_epoch = false;
+};
+
+// Whom the feed serves.
+enum class FeedFor : std::uint8_t {
+  node,   // this node's memory: what it wrote itself it knows already
+  fleet,  // an engine that nodes share: everything, its own changes included, from any position
 };
 
 struct Statement {
@@ -126,7 +147,7 @@ struct Capabilities {
 // Receives what others changed. Called on a loop of the node; returns when the changes have been
 // applied. Only then does the source move its position and its heartbeat; after an error it
 // delivers the same changes again.
-using ChangeSink = std::function<Task<Result<void>>(ChangeBatch)>;
+using ChangeSink = std::function<Task<Result<FeedOrder>>(ChangeBatch)>;
 
 class Source {
  public:

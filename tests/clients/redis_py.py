@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 import redis
 
@@ -113,6 +114,51 @@ def declared(r):
     check("a bad id", error_of(lambda: r.get("product:abc")).startswith("LARDER_BADKEY"))
 
 
+def served(r):
+    """Commands that the server has answered, this one included."""
+    return r.info("stats")["total_commands_processed"]
+
+
+def becomes(what, read, wanted):
+    """A push needs its moment; whoever waits longer than ten seconds waits in vain."""
+    end = time.monotonic() + 10
+    while read() != wanted and time.monotonic() < end:
+        time.sleep(0.001)
+    check(what, read() == wanted)
+
+
+def client_side_caching(other):
+    """The client's own cache, kept right by CLIENT TRACKING (redis-py 5.1 and later)."""
+    from redis.cache import CacheConfig
+
+    r = redis.Redis(HOST, PORT, protocol=3, cache_config=CacheConfig())
+    key, absent = f"{RUN}:cached", f"{RUN}:cached-absent"
+    other.set(key, "one")
+    check("a value to cache", r.get(key) == b"one")
+    before = served(other)
+    check("a cached value", all(r.get(key) == b"one" for _ in range(100)))
+    check("the server was not asked", served(other) - before < 50)
+    other.set(key, "two")
+    becomes("the other's write is seen", lambda: r.get(key), b"two")
+    check("several keys", r.mget(key, absent) == [b"two", None])
+    other.set(absent, "now")
+    becomes("an absent key that came", lambda: r.mget(key, absent), [b"two", b"now"])
+    r.set(key, "own")
+    becomes("its own write is seen", lambda: r.get(key), b"own")
+    other.flushall()
+    becomes("a flush is seen", lambda: r.get(key), None)
+    if os.environ.get("LARDER_DECLARED", "1") == "1":
+        row = json.loads(r.get("product:1"))
+        r.get("product:1")
+        before = served(other)
+        check("a cached row", all(json.loads(r.get("product:1")) == row for _ in range(100)))
+        check("the server was not asked for the row", served(other) - before < 50)
+        row["price"] += 1
+        other.set("product:1", json.dumps(row))
+        becomes("the row that was written", lambda: json.loads(r.get("product:1")), row)
+    r.close()
+
+
 def main():
     r, other = redis.Redis(HOST, PORT), redis.Redis(HOST, PORT)
     strings(r)
@@ -125,6 +171,8 @@ def main():
     strings(redis.Redis(HOST, PORT, client_name="larder-test"))
     if os.environ.get("LARDER_DECLARED", "1") == "1":
         declared(r)
+    if int(redis.__version__.split(".")[0]) >= 6:
+        client_side_caching(other)
     print(f"ok: {checks} checks (redis-py {redis.__version__})")
 
 

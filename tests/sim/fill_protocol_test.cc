@@ -268,15 +268,17 @@ class World {
       case judge: {
         Loader& l = loaders_[at];
         const std::string value = std::to_string(l.value);
-        l.step = engine_.judge(fill_of(l, value)) == policy::Refusal::none ? 4 : 5;
+        const engine::Ticket held{.near = l.ticket};
+        l.step = engine_.judge(fill_of(l, held, value)) == policy::Refusal::none ? 4 : 5;
         break;
       }
       case install: {
         Loader& l = loaders_[at];
         const std::string value = std::to_string(l.value);
-        const engine::Fill fill = fill_of(l, value);
-        const auto refusal =
-            store_.fill(l.ticket, kKey, hash_bytes(kKey), value, fill.meta, fill.tags);
+        const engine::Ticket held{.near = l.ticket};
+        const engine::Fill fill = fill_of(l, held, value);
+        const Hash tags[] = {hash_bytes(fill.tags[0]), hash_bytes(fill.tags[1])};
+        const auto refusal = store_.fill(l.ticket, kKey, hash_bytes(kKey), value, fill.meta, tags);
         if (refusal == policy::Refusal::none) entry_source_ = l.read_source;
         l.step = 5;
         break;
@@ -327,7 +329,8 @@ class World {
     fresh.ticket = store_.ticket(hash_bytes(kKey));
     fresh.snapshot = snapshot_of(config_.prepared ? std::max(committed_, skipped_) : ended_);
     const std::string value = std::to_string(committed_);
-    if (engine_.judge(fill_of(fresh, value)) != policy::Refusal::none) return "D";
+    const engine::Ticket fresh_ticket{.near = fresh.ticket};
+    if (engine_.judge(fill_of(fresh, fresh_ticket, value)) != policy::Refusal::none) return "D";
     return "";
   }
 
@@ -405,18 +408,19 @@ class World {
     (w.what.tag ? c.tags : c.keys).emplace_back(w.what.tag ? kTag : kKey);
     return c;
   }
-  void void_now(const engine::Change& c) { engine_.void_all(c, std::vector<bool>(c.keys.size())); }
+  void void_now(const engine::Change& c) { engine_.void_all(c); }
   void void_everything() {
     if (config_.by_reset)
       store_.reset_all();
     else
       store_.invalidate_tag(hash_bytes("@cache:c"));
   }
-  engine::Fill fill_of(const Loader& l, std::string_view value) const {
-    static const std::vector<Hash> tags{hash_bytes("@cache:c"), hash_bytes(kTag)};
-    return {.key = {kKey, hash_bytes(kKey)},
-            .source = 0,
-            .ticket = l.ticket,
+  engine::Fill fill_of(const Loader& l, const engine::Ticket& ticket,
+                       std::string_view value) const {
+    static const std::vector<std::string> tags{"@cache:c", std::string(kTag)};
+    return {.cache = {},
+            .key = {kKey, hash_bytes(kKey)},
+            .ticket = ticket,
             .snapshot = l.snapshot,
             .value = value,
             .meta = {.cache_id = 1},

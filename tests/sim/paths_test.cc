@@ -71,7 +71,7 @@ class ScriptedSource final : public source::Source {
         source::ChangeBatch beat;
         beat.source_id = source_id;
         beat.heartbeat = Loop::current()->now_us();
-        const Result<void> applied = co_await sink(std::move(beat));
+        const Result<source::FeedOrder> applied = co_await sink(std::move(beat));
         EXPECT_TRUE(applied.has_value());
       }
       const TimeUs next = Loop::current()->now_us() + 50 * kMillisecond;
@@ -198,7 +198,7 @@ struct Paths : testing::Test {
     batch.source_id = source.source_id;
     batch.changes.push_back({0, std::move(values), ++source.seq});
     batch.heartbeat = loop.now_us();
-    const Result<void> applied = co_await source.sink(std::move(batch));
+    const Result<source::FeedOrder> applied = co_await source.sink(std::move(batch));
     EXPECT_TRUE(applied.has_value());
   }
   std::uint64_t counter(std::string_view name, std::string_view label, std::string_view value) {

@@ -200,7 +200,7 @@ class FakeSource final : public source::Source {
         }
       const bool everything = batch.everything;
       if (everything) delivered = history_of(source_id_);
-      const Result<void> applied = co_await sink(std::move(batch));
+      const Result<source::FeedOrder> applied = co_await sink(std::move(batch));
       LARDER_ASSERT(applied.has_value());
       for (const Commit& one : delivered) processed(one.id, one.x);
       const bool stalls = random_.chance(faults_.feed_stalls);

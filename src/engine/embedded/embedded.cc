@@ -25,22 +25,29 @@ std::atomic<policy::TxnId>& Embedded::tombstone(unsigned source, Hash hash) cons
   return sources_[source]->tombstones[hash & (options_.tombstone_slots - 1)];
 }
 
-Task<Result<policy::Ticket>> Embedded::ticket(Key key, unsigned /*source*/) {
-  co_return store_.ticket(key.hash);
+Task<std::vector<Found>> Embedded::lookup(Lookup lookup) {
+  std::vector<Found> found(lookup.keys.size());
+  for (std::size_t i = 0; i < found.size(); ++i)
+    found[i].ticket.near = store_.ticket(lookup.keys[i].hash);
+  co_return found;
 }
 
+Task<void> Embedded::release(Cache /*cache*/, Key /*key*/, Ticket /*ticket*/) { co_return; }
+
 policy::Refusal Embedded::judge(const Fill& fill) const {
-  const SourceState& source = *sources_[fill.source];
+  const unsigned index = fill.cache.source;
+  const SourceState& source = *sources_[index];
   std::vector<policy::TxnId> tag_tombstones;
   tag_tombstones.reserve(fill.tags.size());
-  for (const Hash tag : fill.tags)
-    tag_tombstones.push_back(tombstone(fill.source, as_tag(tag)).load(std::memory_order_seq_cst));
+  for (const std::string& tag : fill.tags)
+    tag_tombstones.push_back(
+        tombstone(index, as_tag(hash_bytes(tag))).load(std::memory_order_seq_cst));
   const policy::FillCheck check{
-      .ticket = fill.ticket,
+      .ticket = fill.ticket.near,
       .now = store_.ticket(fill.key.hash),
       .snapshot = fill.snapshot,
       .source_id = source.source_id.load(std::memory_order_seq_cst),
-      .key_tombstone = tombstone(fill.source, fill.key.hash).load(std::memory_order_seq_cst),
+      .key_tombstone = tombstone(index, fill.key.hash).load(std::memory_order_seq_cst),
       .tag_tombstones = tag_tombstones,
   };
   return policy::judge_fill(check, options_.rules);
@@ -50,11 +57,14 @@ policy::Refusal Embedded::judge(const Fill& fill) const {
 // first and voids the ticket second. If the raise came after the tombstone was read here, the
 // ticket is void by the time the store looks at it, under its lock. (A tag voids no ticket: its
 // stamp voids the entry.)
-Task<Result<policy::Refusal>> Embedded::fill(Fill fill) {
+Task<policy::Refusal> Embedded::fill(Fill fill) {
   const policy::Refusal refusal = judge(fill);
   if (refusal != policy::Refusal::none) co_return refusal;
-  co_return store_.fill(fill.ticket, fill.key.text, fill.key.hash, fill.value, fill.meta,
-                        fill.tags);
+  std::vector<Hash> tags;
+  tags.reserve(fill.tags.size());
+  for (const std::string& tag : fill.tags) tags.push_back(hash_bytes(tag));
+  co_return store_.fill(fill.ticket.near, fill.key.text, fill.key.hash, fill.value, fill.meta,
+                        tags);
 }
 
 void Embedded::raise(const Change& change) {
@@ -68,18 +78,26 @@ void Embedded::raise(const Change& change) {
     raise_to(tombstone(change.source, as_tag(hash_bytes(tag))), change.x);
 }
 
-void Embedded::void_all(const Change& change, const std::vector<bool>& keep_for_error) {
-  LARDER_ASSERT(keep_for_error.size() == change.keys.size());
+void Embedded::void_all(const Change& change) {
+  LARDER_ASSERT(change.keep_for_error.empty() ||
+                change.keep_for_error.size() == change.keys.size());
   for (std::size_t i = 0; i < change.keys.size(); ++i)
-    store_.invalidate(hash_bytes(change.keys[i]), change.keys[i], keep_for_error[i]);
+    store_.invalidate(hash_bytes(change.keys[i]), change.keys[i],
+                      !change.keep_for_error.empty() && change.keep_for_error[i]);
   for (const std::string& tag : change.tags) store_.invalidate_tag(hash_bytes(tag));
 }
 
-Task<Result<void>> Embedded::invalidate(const Change& change, std::vector<bool> keep_for_error) {
-  raise(change);
-  void_all(change, keep_for_error);
+Task<Result<void>> Embedded::invalidate(std::vector<Change> changes) {
+  for (const Change& change : changes) raise(change);
+  for (const Change& change : changes) void_all(change);
   co_return Result<void>{};
 }
+
+Task<Result<FeedOrder>> Embedded::feed(unsigned /*source*/, FeedBatch /*batch*/) {
+  co_return fail(ErrorCode::internal, "an engine that nobody shares takes invalidations", {});
+}
+
+void Embedded::start(TaskGroup& /*group*/, Hooks /*hooks*/) {}
 
 Task<Result<void>> Embedded::new_epoch(unsigned source, std::uint64_t source_id) {
   // Transactions of another incarnation say nothing about this one. Fills of loads from the old one

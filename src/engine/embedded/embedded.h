@@ -24,17 +24,21 @@ class Embedded final : public Engine {
   Embedded(near::Store& store, const Options& options);
 
   const Capabilities& capabilities() const override { return capabilities_; }
-  Task<Result<policy::Ticket>> ticket(Key key, unsigned source) override;
-  Task<Result<policy::Refusal>> fill(Fill fill) override;
-  Task<Result<void>> invalidate(const Change& change, std::vector<bool> keep_for_error) override;
+  // Always a ticket: what there is, the near tier has.
+  Task<std::vector<Found>> lookup(Lookup lookup) override;
+  Task<policy::Refusal> fill(Fill fill) override;
+  Task<void> release(Cache cache, Key key, Ticket ticket) override;
+  Task<Result<void>> invalidate(std::vector<Change> changes) override;
   Task<Result<void>> new_epoch(unsigned source, std::uint64_t source_id) override;
+  Task<Result<FeedOrder>> feed(unsigned source, FeedBatch batch) override;
+  void start(TaskGroup& group, Hooks hooks) override;
 
   // The same without suspending, in the steps that other threads may come between (tests/sim walks
   // through every interleaving of them): fill is judge, then Store::fill; invalidate is raise, then
   // void_all.
   policy::Refusal judge(const Fill& fill) const;
   void raise(const Change& change);
-  void void_all(const Change& change, const std::vector<bool>& keep_for_error);
+  void void_all(const Change& change);
 
  private:
   struct SourceState {

@@ -13,7 +13,6 @@ namespace {
 
 using wire::Reply;
 
-constexpr std::uint64_t kPartitionSeed = 0x6c61726465723a70ULL;  // the same on every node, for ever
 constexpr std::size_t kMaxParts = 1 << 20;  // of a message: keys and tags of one change
 
 Error unexpected_answer() {
@@ -150,13 +149,9 @@ Step change_step(const Names& names, std::string_view mode, const FeedStep& feed
 
 // ---- names ----
 
-unsigned partition_of(std::string_view key, unsigned partitions) {
-  return static_cast<unsigned>(hash_bytes(key, kPartitionSeed) % partitions);
-}
-
 Names::Names(std::string_view name_space, std::string_view source, unsigned partition,
              unsigned partitions, bool sharded)
-    : sharded_(sharded) {
+    : source_(source), sharded_(sharded) {
   // A tag in the partition's own range of slots, so that servers with equal shares of the slots
   // have equal shares of the partitions. About `partitions` tries.
   for (unsigned salt = 0;; ++salt) {
@@ -190,6 +185,7 @@ Step lookup_step(const Names& names, const std::vector<LookupKey>& keys, Duratio
     step.args.emplace_back(key.token);
     step.args.emplace_back(key.wants_ticket ? "1" : "0");
     step.args.emplace_back(key.waits ? "1" : "0");
+    step.args.emplace_back(key.key);
   }
   return step;
 }
@@ -208,12 +204,13 @@ Result<LookupAnswer> lookup_answer(const Reply& reply) {
     if (!is_array(one, 3) || !is_number(one.elements[0]) || !is_text(one.elements[1]) ||
         !is_number(one.elements[2]) || one.elements[0].integer < 0 || one.elements[0].integer > 3)
       return std::unexpected(unexpected_answer());
-    Found found{.kind = static_cast<Found::Kind>(one.elements[0].integer)};
+    KeyAnswer found{.kind = static_cast<KeyAnswer::Kind>(one.elements[0].integer)};
     if (!one.elements[1].text.empty()) {
       found.entry = parse_entry(one.elements[1].text);
       if (!found.entry) return std::unexpected(unexpected_answer());
     }
-    if (found.kind == Found::Kind::hit && !found.entry) return std::unexpected(unexpected_answer());
+    if (found.kind == KeyAnswer::Kind::hit && !found.entry)
+      return std::unexpected(unexpected_answer());
     found.ticket_us = std::max<std::int64_t>(0, one.elements[2].integer) * kMillisecond;
     answer.found.push_back(std::move(found));
   }
@@ -259,8 +256,9 @@ Result<FillAnswer> fill_answer(const Reply& reply) {
 
 // ---- changes ----
 
-Step invalidate_step(const Names& names, const Invalidation& what, const Bounds& bounds) {
-  return change_step(names, "i", {.changes = {what}}, bounds);
+Step invalidate_step(const Names& names, std::vector<Invalidation> changes, const Bounds& bounds) {
+  const FeedStep all{.changes = std::move(changes)};
+  return change_step(names, "i", all, bounds);
 }
 
 Step feed_step(const Names& names, const FeedStep& feed, const Bounds& bounds) {
@@ -271,13 +269,12 @@ Result<ChangeAnswer> change_answer(const Reply& reply) {
   ChangeAnswer answer;
   if (!is_array(reply, 7) || !is_text(reply.elements[0]) || !is_text(reply.elements[1]) ||
       !is_number(reply.elements[2]) || !is_number(reply.elements[3]) ||
-      !is_number(reply.elements[4]) || !parse_number(reply.elements[5].text, answer.source_id) ||
-      !is_number(reply.elements[6]))
+      !parse_number(reply.elements[4].text, answer.feed_position) ||
+      !parse_number(reply.elements[5].text, answer.source_id) || !is_number(reply.elements[6]))
     return std::unexpected(unexpected_answer());
   answer.position = {reply.elements[0].text, reply.elements[1].text,
                      static_cast<std::uint64_t>(reply.elements[2].integer)};
   answer.applied = reply.elements[3].integer == 1;
-  answer.feed_position = static_cast<std::uint64_t>(reply.elements[4].integer);
   answer.engine_now = reply.elements[6].integer;
   return answer;
 }
@@ -289,13 +286,13 @@ Step read_step(const Names& names) {
 Result<StateAnswer> state_answer(const Reply& reply) {
   StateAnswer answer;
   if (!is_array(reply, 7) || !is_text(reply.elements[0]) || !is_text(reply.elements[1]) ||
-      !is_number(reply.elements[2]) || !is_number(reply.elements[3]) ||
+      !is_number(reply.elements[2]) ||
+      !parse_number(reply.elements[3].text, answer.feed_position) ||
       !parse_number(reply.elements[4].text, answer.source_id) || !is_number(reply.elements[5]) ||
       !is_number(reply.elements[6]))
     return std::unexpected(unexpected_answer());
   answer.position = {reply.elements[0].text, reply.elements[1].text,
                      static_cast<std::uint64_t>(reply.elements[2].integer)};
-  answer.feed_position = static_cast<std::uint64_t>(reply.elements[3].integer);
   answer.heartbeat = reply.elements[5].integer;
   answer.engine_now = reply.elements[6].integer;
   return answer;
@@ -303,8 +300,10 @@ Result<StateAnswer> state_answer(const Reply& reply) {
 
 // ---- a new epoch ----
 
-Step epoch_begin_step(const Names& names, std::string_view mark) {
-  return {.script = scripts::epoch_begin(), .keys = {names.state()}, .args = {std::string(mark)}};
+Step epoch_begin_step(const Names& names, std::string_view mark, std::uint64_t source_id) {
+  return {.script = scripts::epoch_begin(),
+          .keys = {names.state()},
+          .args = {std::string(mark), std::to_string(source_id)}};
 }
 
 Step epoch_write_step(const Names& names, const NewEpoch& epoch) {

@@ -5,7 +5,8 @@
 // all; beside it lie the stream of its recent messages, the entries and the tickets. Each step is
 // one script, hence atomic. protocol_test.cc walks through every rule on a real server.
 //
-// Numbers of transactions must stay below 2^53: Lua counts in doubles.
+// Numbers of transactions must stay below 2^53: Lua counts in doubles. Positions of the feed and
+// identities of a source are text there, and may be any.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +26,6 @@ namespace larder::engine::redis {
 
 // ---- names ----
 
-// Partition of a key, the same on every node: an unkeyed hash.
-unsigned partition_of(std::string_view key, unsigned partitions);
-
 // The names of one (source, partition) in the engine. All share one slot: the partition's hash tag,
 // chosen so that partition p of P lies in the p-th of P equal ranges of slots.
 class Names {
@@ -38,6 +36,8 @@ class Names {
   const std::string& state() const { return state_; }
   const std::string& stream() const { return stream_; }
   const std::string& channel() const { return channel_; }
+  // Who holds it is the node whose feed of the source counts. REQUIRES: partition 0.
+  std::string lease() const { return prefix_ + "f:" + source_; }
   // `schema`: the cache's name and a hash of its key pattern and load: versions of a service whose
   // rows differ never meet.
   std::string entry(std::string_view schema, std::string_view key) const;
@@ -46,7 +46,7 @@ class Names {
   std::string_view publish() const { return sharded_ ? "SPUBLISH" : "PUBLISH"; }
 
  private:
-  std::string prefix_, state_, stream_, channel_;
+  std::string prefix_, source_, state_, stream_, channel_;
   std::uint32_t slot_ = 0;
   bool sharded_;
 };
@@ -84,7 +84,7 @@ struct LookupKey {
   bool waits = true;          // on busy, wake whoever waits: the fill is to be published
 };
 
-struct Found {
+struct KeyAnswer {
   enum class Kind : std::uint8_t {
     no_state,  // no epoch: no hits, no tickets. Load without storing
     hit,       // entry: valid and within its TTL
@@ -99,9 +99,9 @@ struct Found {
 
 struct LookupAnswer {
   Position position;
-  TimeUs heartbeat = 0;      // H: all changes committed before this are in the history up to n
-  TimeUs engine_now = 0;     // TIME
-  std::vector<Found> found;  // parallel to the keys
+  TimeUs heartbeat = 0;          // H: all changes committed before this are in the history up to n
+  TimeUs engine_now = 0;         // TIME
+  std::vector<KeyAnswer> found;  // parallel to the keys
 };
 
 Step lookup_step(const Names& names, const std::vector<LookupKey>& keys, DurationUs ticket_us);
@@ -156,7 +156,8 @@ struct Bounds {
 // The first write needs no memory, so that it works at maxmemory. An x that T[key] has already (the
 // writer came before the feed) gives no new number and no message, and leaves the entries that have
 // seen it.
-Step invalidate_step(const Names& names, const Invalidation& what, const Bounds& bounds = {});
+Step invalidate_step(const Names& names, std::vector<Invalidation> changes,
+                     const Bounds& bounds = {});
 
 // The feed's: compares A with `expected`, applies `changes` in order, sets A = `position` and, if
 // it is not 0, H = `heartbeat`, in one step. On a mismatch nothing happens, and `applied` is false.
@@ -194,9 +195,12 @@ Result<StateAnswer> state_answer(const wire::Reply& reply);
 // ---- a new epoch ----
 
 // (1) Replaces the hash by one that holds only `mark`; invalidations record T again from here.
-Step epoch_begin_step(const Names& names, std::string_view mark);
-// (3) If that mark is still there: writes e (new, never used before), F, A, the source's identity
-// and H, keeping T; deletes the stream; tells the near tiers. applied = false: start again.
+// `source_id`: the incarnation that the epoch is to be of, so that an x of another one is not
+// recorded (it would refuse fills until it is trimmed); 0: not known, all are.
+Step epoch_begin_step(const Names& names, std::string_view mark, std::uint64_t source_id = 0);
+// (3) If that mark is still there, and of no other incarnation: writes e (new, never used before),
+// F, A, the source's identity and H, keeping T; deletes the stream; tells the near tiers. applied =
+// false: start again.
 struct NewEpoch {
   std::string_view mark;
   std::string_view epoch;  // random and unique

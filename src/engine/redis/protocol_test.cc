@@ -69,7 +69,7 @@ class ProtocolTest : public engine::real::WithRedis<::testing::Test> {
     EXPECT_TRUE(answer);
     return answer.value_or(LookupAnswer{});
   }
-  Found::Kind kind(std::string_view key) { return lookup(key).found.front().kind; }
+  KeyAnswer::Kind kind(std::string_view key) { return lookup(key).found.front().kind; }
 
   StoredEntry entry(policy::TxnId sees, std::string value, std::vector<std::string> tags = {}) {
     const TimeUs now = state().engine_now;
@@ -101,7 +101,7 @@ class ProtocolTest : public engine::real::WithRedis<::testing::Test> {
     return {.keys = {}, .tags = {std::move(tag)}, .x = x, .rule = rule};
   }
   ChangeAnswer invalidate(const Invalidation& what) {
-    return change_answer(run(invalidate_step(names_, what))).value_or(ChangeAnswer{});
+    return change_answer(run(invalidate_step(names_, {what}))).value_or(ChangeAnswer{});
   }
   ChangeAnswer feed(const FeedStep& step, const Bounds& bounds = {}) {
     return change_answer(run(feed_step(names_, step, bounds))).value_or(ChangeAnswer{});
@@ -129,13 +129,13 @@ TEST(Names, PartitionsHaveEqualRangesOfSlots) {
 
 TEST_F(ProtocolTest, MissFillHit) {
   const LookupAnswer miss = lookup("p:1");
-  EXPECT_EQ(miss.found.front().kind, Found::Kind::ticket);
+  EXPECT_EQ(miss.found.front().kind, KeyAnswer::Kind::ticket);
   EXPECT_EQ(miss.position.epoch, "e1");
   EXPECT_EQ(miss.position.replid.size(), 40U);
   const StoredEntry stored = entry(101, std::string("a\0\n 7:b", 7), {"cat:\n1", "2:x"});
   EXPECT_EQ(fill("p:1", stored), Refusal::none);
   const LookupAnswer hit = lookup("p:1");
-  ASSERT_EQ(hit.found.front().kind, Found::Kind::hit);
+  ASSERT_EQ(hit.found.front().kind, KeyAnswer::Kind::hit);
   const StoredEntry& read = *hit.found.front().entry;
   EXPECT_EQ(read.value, stored.value);
   EXPECT_EQ(read.tags, stored.tags);
@@ -152,7 +152,7 @@ TEST_F(ProtocolTest, OneTicketAndTheOthersAreBusy) {
   lookup("p:1");
   const std::string holder = token_;
   const LookupAnswer busy = lookup("p:1");
-  EXPECT_EQ(busy.found.front().kind, Found::Kind::busy);
+  EXPECT_EQ(busy.found.front().kind, KeyAnswer::Kind::busy);
   EXPECT_GT(busy.found.front().ticket_us, 0);
   EXPECT_EQ(fill("p:1", entry(101, "mine")), Refusal::ticket);  // token_ is not the holder's
   token_ = holder;
@@ -163,7 +163,7 @@ TEST_F(ProtocolTest, AnInvalidationVoidsTicketAndEntry) {
   lookup("p:1");
   const std::string old = token_;
   invalidate(of_key("p:1", 100));
-  EXPECT_EQ(kind("p:1"), Found::Kind::ticket);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::ticket);
   token_ = old;
   EXPECT_EQ(fill("p:1", entry(101, "v")), Refusal::ticket);
 }
@@ -213,7 +213,7 @@ TEST_F(ProtocolTest, FloorSourceEpochAndLaterRefuse) {
 TEST_F(ProtocolTest, TagsVoidEntriesAndRefuseFills) {
   EXPECT_EQ(load("p:1", 101, "v", {"cat:1"}), Refusal::none);
   invalidate(of_tag("cat:1", 103));
-  EXPECT_EQ(kind("p:1"), Found::Kind::ticket);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::ticket);
   EXPECT_EQ(fill("p:1", entry(103, "v", {"cat:1"})), Refusal::tag);
   EXPECT_EQ(load("p:1", 103, "v", {"cat:2"}), Refusal::none);
   EXPECT_EQ(load("p:2", 104, "v", {"cat:1"}), Refusal::none);
@@ -226,9 +226,9 @@ TEST_F(ProtocolTest, WithoutSnapshotsTheTicketIsTheSafety) {
   EXPECT_EQ(fill("p:1", blind), Refusal::tag);  // its ticket is older than the tag's change
   lookup("p:1");
   EXPECT_EQ(fill("p:1", blind), Refusal::none);
-  EXPECT_EQ(kind("p:1"), Found::Kind::hit);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::hit);
   invalidate(of_tag("cat:1", 0, TxnRule::tickets));
-  EXPECT_EQ(kind("p:1"), Found::Kind::ticket);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::ticket);
 }
 
 TEST_F(ProtocolTest, AnXThatIsKnownChangesNothingMore) {
@@ -239,22 +239,45 @@ TEST_F(ProtocolTest, AnXThatIsKnownChangesNothingMore) {
       feed({.expected = 10, .position = 11, .source_id = kSource, .changes = {of_key("p:1", 100)}});
   EXPECT_TRUE(fed.applied);
   EXPECT_EQ(fed.position.n, n);
-  EXPECT_EQ(kind("p:1"), Found::Kind::hit);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::hit);
 }
 
-TEST_F(ProtocolTest, TheFeedDropsWhatTheWriterDidNotKnowOf) {
+// Those who wait for the load would not be told: its fill is judged by T anyway.
+TEST_F(ProtocolTest, AnXThatIsKnownVoidsNoTicket) {
+  invalidate(of_key("p:1", 100));
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::ticket);
+  feed({.expected = 10, .position = 11, .source_id = kSource, .changes = {of_key("p:1", 100)}});
+  EXPECT_EQ(fill("p:1", entry(101, "new")), Refusal::none);
+}
+
+TEST_F(ProtocolTest, AChangeVoidsTheEntriesOfVersionsThatTheWriterDidNotName) {
   EXPECT_EQ(load("p:1", 100, "old"), Refusal::none);
   Invalidation of_another_version{.keys = {{"p:1", {"product.2"}}}, .tags = {}, .x = 100};
   invalidate(of_another_version);
-  EXPECT_EQ(kind("p:1"), Found::Kind::hit);  // its x is known, its entry was not named
-  feed({.expected = 10, .position = 11, .source_id = kSource, .changes = {of_key("p:1", 100)}});
-  EXPECT_EQ(kind("p:1"), Found::Kind::ticket);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::ticket);
+}
+
+// Trimmed, a tombstone keeps nothing from view any more; and a change without a number leaves none.
+TEST_F(ProtocolTest, AChangeDeletesEntriesAndTicketsOfVersionsThatTheWriterDidNotName) {
+  const auto entries = [&] { return redis_->call({"EXISTS", names_.entry(kSchema, "p:1")}); };
+  for (const std::vector<std::string>& named :
+       {std::vector<std::string>{"product.2"}, std::vector<std::string>{}}) {
+    EXPECT_EQ(load("p:1", 110, "old"), Refusal::none);
+    lookup("p:1", true);
+    invalidate({.keys = {{"p:1", named}}, .tags = {}, .x = 0, .rule = TxnRule::tickets});
+    EXPECT_THAT(entries(), HasSubstr("0"));
+    EXPECT_EQ(fill("p:1", entry(110, "old")), Refusal::ticket);
+  }
+  // Not those of another cache.
+  EXPECT_EQ(load("p:1", 110, "v"), Refusal::none);
+  invalidate({.keys = {{"p:1", {"stock.1"}}}, .tags = {}, .x = 0, .rule = TxnRule::tickets});
+  EXPECT_THAT(entries(), HasSubstr("1"));
 }
 
 TEST_F(ProtocolTest, ANewEpochKeepsTheFloorOfWhatWasTrimmedMeanwhile) {
   run(epoch_begin_step(names_, "m2"));
   for (policy::TxnId x = 120; x < 132; ++x)
-    run(invalidate_step(names_, of_key("q:" + std::to_string(x), x),
+    run(invalidate_step(names_, {of_key("q:" + std::to_string(x), x)},
                         {.stream = 100, .tombstones = 4, .most_tombstones = 8}));
   run(epoch_write_step(names_, {.mark = "m2", .epoch = "e2", .floor = 105, .source_id = kSource}));
   lookup("q:120");
@@ -286,7 +309,7 @@ TEST_F(ProtocolTest, NoStateNoHitsNoTicketsNoFills) {
   lookup("p:1", true);
   redis_->call({"DEL", names_.state()});
   EXPECT_EQ(fill("p:1", entry(102, "w")), Refusal::no_state);
-  EXPECT_EQ(kind("p:1"), Found::Kind::no_state);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::no_state);
   EXPECT_EQ(invalidate(of_key("p:1", 100)).position.epoch, "");
   EXPECT_FALSE(feed({.expected = 10, .position = 11, .source_id = kSource}).applied);
   EXPECT_THAT(redis_->call({"EXISTS", names_.state()}), HasSubstr("0"));  // still no state
@@ -295,13 +318,13 @@ TEST_F(ProtocolTest, NoStateNoHitsNoTicketsNoFills) {
 TEST_F(ProtocolTest, ANewEpochVoidsEntriesAndKeepsTombstones) {
   EXPECT_EQ(load("p:1", 101, "v"), Refusal::none);
   run(epoch_begin_step(names_, "m2"));
-  EXPECT_EQ(kind("p:1"), Found::Kind::no_state);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::no_state);
   invalidate(of_key("p:2", 107));  // by a writer, while the epoch is being prepared
   EXPECT_TRUE(
       change_answer(run(epoch_write_step(
                         names_, {.mark = "m2", .epoch = "e2", .floor = 105, .source_id = kSource})))
           ->applied);
-  EXPECT_EQ(kind("p:1"), Found::Kind::ticket);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::ticket);
   lookup("p:2");
   EXPECT_EQ(fill("p:2", entry(106, "v"), "e2"), Refusal::tombstone);
   lookup("p:2");
@@ -314,6 +337,57 @@ TEST_F(ProtocolTest, AnEpochIsGivenUpWhenItsMarkIsGone) {
   EXPECT_FALSE(
       change_answer(run(epoch_write_step(names_, {.mark = "m2", .epoch = "e2"})))->applied);
   EXPECT_EQ(state().position.epoch, "");
+}
+
+TEST_F(ProtocolTest, AMarkOfOneIncarnationDoesNotRecordTheChangesOfAnother) {
+  run(epoch_begin_step(names_, "m2", kSource));
+  Invalidation other = of_key("p:1", 500);
+  other.source_id = 7;  // a writer whose database has been replaced
+  invalidate(other);
+  Invalidation ours = of_key("p:2", 500);
+  ours.source_id = kSource;
+  invalidate(ours);
+  NewEpoch epoch{.mark = "m2", .epoch = "e2", .floor = 105, .source_id = 7};
+  EXPECT_FALSE(change_answer(run(epoch_write_step(names_, epoch)))->applied);
+  epoch.source_id = kSource;
+  EXPECT_TRUE(change_answer(run(epoch_write_step(names_, epoch)))->applied);
+  lookup("p:1");
+  EXPECT_EQ(fill("p:1", entry(106, "v"), "e2"), Refusal::none);
+  lookup("p:2");
+  EXPECT_EQ(fill("p:2", entry(106, "v"), "e2"), Refusal::tombstone);
+}
+
+TEST_F(ProtocolTest, PositionsMayBeLargerThanLuasNumbers) {
+  constexpr std::uint64_t kBig = (std::uint64_t{1} << 60) + 1;
+  new_epoch("e2", 99, kBig);
+  EXPECT_EQ(state().feed_position, kBig);
+  FeedStep step{.expected = kBig - 1, .position = kBig + 1, .source_id = kSource};
+  const ChangeAnswer refused = feed(step);  // as doubles they are the same
+  EXPECT_FALSE(refused.applied);
+  EXPECT_EQ(refused.feed_position, kBig);
+  step.expected = kBig;
+  EXPECT_EQ(feed(step).feed_position, kBig + 1);
+}
+
+// While a long transaction runs: a look at all tombstones at each step would block the server.
+TEST_F(ProtocolTest, BeyondTheHardLimitMoreGoesThanMust) {
+  const Bounds bounds{.stream = 100, .tombstones = 16, .most_tombstones = 48};
+  FeedStep step{.expected = 10, .position = 11, .source_id = kSource, .xmin = 100};
+  for (policy::TxnId x = 101; x <= 149; ++x)
+    step.changes.push_back(of_key("p:" + std::to_string(x), x));
+  EXPECT_TRUE(feed(step, bounds).applied);
+  EXPECT_EQ(load("q:1", 103, "v"), Refusal::floor);  // of 49, 46 are left
+  EXPECT_EQ(load("q:1", 104, "v"), Refusal::none);
+  step = {.expected = 11, .position = 12, .source_id = kSource, .xmin = 100};
+  step.changes = {of_key("p:150", 150), of_key("p:151", 151)};
+  EXPECT_TRUE(feed(step, bounds).applied);
+  EXPECT_EQ(load("q:2", 104, "v"), Refusal::none);
+  // When it has ended, what lies below the new xmin goes.
+  step = {.expected = 12, .position = 13, .source_id = kSource, .xmin = 152};
+  step.changes = {of_key("p:152", 152)};
+  EXPECT_TRUE(feed(step, bounds).applied);
+  EXPECT_EQ(load("q:3", 144, "v"), Refusal::floor);
+  EXPECT_EQ(load("q:3", 145, "v"), Refusal::none);
 }
 
 TEST_F(ProtocolTest, TrimmingRaisesTheFloors) {
@@ -329,7 +403,7 @@ TEST_F(ProtocolTest, TrimmingRaisesTheFloors) {
   EXPECT_EQ(load("p:105", 105, "v"), Refusal::tombstone);
   EXPECT_EQ(load("p:7", 104, "v"), Refusal::none);
   // The entry of xmin 101 bears a tag whose tombstone may be among the trimmed ones.
-  EXPECT_EQ(kind("p:0"), Found::Kind::ticket);
+  EXPECT_EQ(kind("p:0"), KeyAnswer::Kind::ticket);
   // Beyond the hard limit even what is not below xmin goes.
   step = {.expected = 11, .position = 12, .source_id = kSource};
   for (policy::TxnId x = 110; x < 120; ++x)
@@ -408,6 +482,18 @@ TEST_F(ProtocolTest, InvalidatesWhenTheServerIsFull) {
   EXPECT_EQ(invalidate(of_tag("cat:1", 103)).position.n, 2U);
   redis_->call({"CONFIG", "SET", "maxmemory", "0"});
   EXPECT_EQ(load("p:1", 102, "v"), Refusal::tombstone);
+}
+
+TEST_F(ProtocolTest, AFullServerAnswersWhatItHasAndStoresNothing) {
+  EXPECT_EQ(load("p:1", 101, "v"), Refusal::none);
+  EXPECT_EQ(kind("p:2"), KeyAnswer::Kind::ticket);
+  redis_->call({"CONFIG", "SET", "maxmemory-policy", "noeviction"});
+  redis_->call({"CONFIG", "SET", "maxmemory", "1"});
+  EXPECT_EQ(fill("p:2", entry(101, "v")), Refusal::no_room);
+  EXPECT_EQ(kind("p:1"), KeyAnswer::Kind::hit);
+  EXPECT_EQ(kind("p:2"), KeyAnswer::Kind::no_state);  // no ticket can be given
+  redis_->call({"CONFIG", "SET", "maxmemory", "0"});
+  EXPECT_EQ(kind("p:2"), KeyAnswer::Kind::ticket);  // that of the refused fill has ended
 }
 
 TEST_F(ProtocolTest, MessagesAndHistory) {

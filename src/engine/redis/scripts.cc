@@ -4,8 +4,10 @@
 
 // Fields of the state hash: e (epoch), mark, src (identity of the source), F, Ft (floors), Fn (the
 // floor of n-stamps), A (position of the feed), H (heartbeat), n (number of the last change), tn
-// (how many tombstones), and the tombstones "k:<key>" and "t:<tag>". A tombstone is the text
-// "c;s;x,x,x": every x must be visible, c must lie below xmin, the ticket's n must reach s.
+// (how many tombstones), tl (how many after the last trimming), v (whose tickets were given: how
+// names of entries and tickets begin, a line each), and the tombstones "k:<key>" and "t:<tag>". A
+// tombstone is the text "c;s;x,x,x": every x must be visible, c must lie below xmin, the ticket's n
+// must reach s.
 //
 // An entry is "<size of header>\n<header><value>", the header "e tn neg load ttl as_of soft useless
 // xmin xmax src xip tags" (words), then each tag as " <size>:<tag>".
@@ -34,6 +36,11 @@ local function pack(parts)
     out[i] = #s .. ':' .. s
   end
   return table.concat(out)
+end
+-- A cluster of Redis 6.2 has no channels by shard.
+local function publish(command, channel, message)
+  local done = redis.pcall(command, channel, message)
+  if type(done) == 'table' and done.err then redis.call('PUBLISH', channel, message) end
 end
 local function visible(x, snap)
   if x < snap.xmin then return true end
@@ -99,26 +106,40 @@ end
 )lua";
 
 // KEYS: S, then entry and ticket of each key. ARGV: a ticket's ms, then of each key: token, wants a
-// ticket (0 or 1), waits (0 or 1).
+// ticket (0 or 1), waits (0 or 1), its text.
 constexpr const char* kLookup = R"lua(
-local st = redis.call('HMGET', S, 'e', 'n', 'H', 'Ft', 'Fn')
-local e, now, found = st[1], clock(), {}
+local st = redis.call('HMGET', S, 'e', 'n', 'H', 'Ft', 'Fn', 'v')
+local e, now, found, versions = st[1], clock(), {}, st[6] or ''
+-- Whoever changes the key may not know this version of its cache. False: no memory.
+local function known(entry, ticket, key)
+  local names = '\n' .. string.sub(entry, 1, -#key - 1) .. '\n' ..
+    string.sub(ticket, 1, -#key - 1) .. '\n'
+  if string.find(versions, names, 1, true) then return true end
+  versions = versions .. names
+  local done = redis.pcall('HSET', S, 'v', versions)
+  return type(done) == 'number'
+end
 for i = 1, (#KEYS - 1) / 2 do
+  local at = 4 * i - 2
   if not e then
     found[i] = {0, '', 0}
   else
     local raw = redis.call('GET', KEYS[2 * i])
     local h = valid(raw, e, st[4], st[5])
+    -- Whoever changed the key may not have known this version of the cache.
+    if h and not seen(redis.call('HGET', S, 'k:' .. ARGV[at + 3]), h.snap, h.tn) then h = nil end
     if not h then raw = '' end
-    if h and h.soft > now and ARGV[3 * i] == '0' then
+    if h and h.soft > now and ARGV[at + 1] == '0' then
       found[i] = {1, raw, 0}
     elseif redis.call('EXISTS', KEYS[2 * i + 1]) == 1 then
-      if ARGV[3 * i + 1] == '1' then redis.call('SETRANGE', KEYS[2 * i + 1], 0, '1') end
+      if ARGV[at + 2] == '1' then redis.pcall('SETRANGE', KEYS[2 * i + 1], 0, '1') end
       found[i] = {3, raw, redis.call('PTTL', KEYS[2 * i + 1])}
     else
-      redis.call('SET', KEYS[2 * i + 1],
-        '0' .. ARGV[3 * i - 1] .. ' ' .. e .. ' ' .. text(num(st[2])), 'PX', ARGV[1])
-      found[i] = {2, raw, 0}
+      -- No memory for a ticket: the caller loads without storing. Hits of others are answered.
+      local given = known(KEYS[2 * i], KEYS[2 * i + 1], ARGV[at + 3]) and
+        redis.pcall('SET', KEYS[2 * i + 1],
+          '0' .. ARGV[at] .. ' ' .. e .. ' ' .. text(num(st[2])), 'PX', ARGV[1])
+      found[i] = {given and not given.err and 2 or 0, raw, 0}
     end
   end
 end
@@ -164,15 +185,14 @@ if why == '' then
   local h = {e, text(tn), ARGV[8], ARGV[4], ARGV[5], ARGV[3], ARGV[6], text(#tags)}
   for i = 1, #tags do h[#h + 1] = #tags[i] .. ':' .. tags[i] end
   h = table.concat(h, ' ')
-  redis.call('SET', KEYS[2], #h .. '\n' .. h .. ARGV[9], 'PX', ARGV[7])
+  local stored = redis.pcall('SET', KEYS[2], #h .. '\n' .. h .. ARGV[9], 'PX', ARGV[7])
+  if stored.err then why = 'no_room' end
 end
 local replid = server()
-if mine then
-  redis.call('DEL', KEYS[3])
-  if flag == '1' then
-    redis.call(ARGV[12], ARGV[11],
-      pack({'f', replid, e or '', n, num(st[7]), 0, 0, 1, ARGV[10]}))
-  end
+if mine then redis.call('DEL', KEYS[3]) end
+-- Whoever waits is woken; also if the ticket is gone by other ways than an invalidation's message.
+if not ticket or (mine and flag == '1') then
+  publish(ARGV[12], ARGV[11], pack({'f', replid, e or '', n, num(st[7]), 0, 0, 1, ARGV[10]}))
 end
 return {replid, e or '', n, num(st[7]), why}
 )lua";
@@ -184,16 +204,16 @@ return {replid, e or '', n, num(st[7]), why}
 constexpr const char* kChange = R"lua(
 -- First a write that works at maxmemory: what follows it may use memory.
 redis.call('HDEL', S, '-')
-local st = redis.call('HMGET', S, 'e', 'mark', 'src', 'A', 'n', 'H', 'tn')
+local st = redis.call('HMGET', S, 'e', 'mark', 'src', 'A', 'n', 'H', 'tn', 'tl', 'v')
 local e, records, n = st[1], st[1] or st[2], num(st[5])
 local replid = server()
 local heartbeat, made = num(st[6]), num(st[7])
 
 local function answer(applied)
   local now = redis.call('HMGET', S, 'A', 'src')
-  return {replid, e or '', n, applied, num(now[1]), now[2] or '0', clock()}
+  return {replid, e or '', n, applied, now[1] or '0', now[2] or '0', clock()}
 end
-if ARGV[1] == 'f' and (not e or num(st[4]) ~= num(ARGV[2]) or st[3] ~= ARGV[5]) then
+if ARGV[1] == 'f' and (not e or st[4] ~= ARGV[2] or st[3] ~= ARGV[5]) then
   return answer(0)
 end
 
@@ -220,6 +240,20 @@ local function record(field, x, rule, stamp)
   return true
 end
 
+-- Of this epoch: beginning of the names of entries and of tickets, and the cache's part of it.
+local versions = {}
+for entry, ticket in string.gmatch(st[9] or '', '\n([^\n]+)\n([^\n]+)\n') do
+  versions[#versions + 1] = {entry, ticket, string.match(entry, '^(.*)[.]')}
+end
+local function void(entry, ticket, x, fresh)
+  if fresh then
+    redis.call('DEL', entry, ticket)
+  else
+    local h = header(redis.call('GET', entry) or '')
+    if h and not visible(x, h.snap) then redis.call('DEL', entry) end
+  end
+end
+
 local key_at, at = 3, 14
 for i = 1, num(ARGV[13]) do
   local x, rule, src = num(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
@@ -232,12 +266,20 @@ for i = 1, num(ARGV[13]) do
     local key, schemas = ARGV[at], num(ARGV[at + 1])
     at = at + 2
     -- Whoever came before with this x may have known fewer schemas of the key: what has not seen x
-    -- goes in any case.
+    -- goes in any case. But no ticket: T refuses what has not seen x, and nobody would be told.
     local fresh = not known or rule == 't' or record('k:' .. key, x, rule, 0)
-    for j = 0, 2 * schemas - 1, 2 do
-      local h = not fresh and header(redis.call('GET', KEYS[key_at + j]) or '')
-      if not (h and visible(x, h.snap)) then
-        redis.call('DEL', KEYS[key_at + j], KEYS[key_at + j + 1])
+    local named, caches = {}, {}
+    for j = key_at, key_at + 2 * schemas - 1, 2 do
+      named[KEYS[j]] = true
+      caches[string.match(string.sub(KEYS[j], 1, -#key - 1), '^(.*)[.]') or ''] = true
+      void(KEYS[j], KEYS[j + 1], x, fresh)
+    end
+    -- Versions of the same cache that the writer did not name, or of any if he named none. Their keys
+    -- are not declared: where that is refused, T keeps them from view.
+    for j = 1, #versions do
+      local entry, ticket, cache = versions[j][1] .. key, versions[j][2] .. key, versions[j][3]
+      if (schemas == 0 or caches[cache or '']) and not named[entry] then
+        pcall(void, entry, ticket, x, fresh)
       end
     end
     if fresh then keys[#keys + 1] = key end
@@ -258,13 +300,18 @@ for i = 1, num(ARGV[13]) do
     message = pack(message)
     redis.call('HSET', S, 'n', text(n))
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[10], text(n) .. '-1', 'm', message)
-    redis.call(ARGV[9], ARGV[8], message)
+    publish(ARGV[9], ARGV[8], message)
   end
 end
 
--- Lowest x first: below xmin beyond the soft limit, whatever it is beyond the hard one.
-local xmin = num(ARGV[6])
-if records and (made > num(ARGV[12]) or (made > num(ARGV[11]) and xmin > 0)) then
+-- Lowest x first: below xmin beyond the soft limit, whatever it is beyond the hard one. A look at all
+-- of them costs: an eighth of the soft limit must have come since the last one, and beyond the hard
+-- limit more goes than must.
+local xmin, soft = num(ARGV[6]), num(ARGV[11])
+local hard = math.max(num(ARGV[12]), soft)
+local due = made > soft and xmin > 0 and made >= num(st[8]) + math.floor(soft / 8)
+if records and (made > hard or due) then
+  local most = made > hard and hard - math.floor((hard - soft) / 16) or hard
   local all = redis.call('HGETALL', S)
   local found = {}
   for i = 1, #all, 2 do
@@ -276,14 +323,14 @@ if records and (made > num(ARGV[12]) or (made > num(ARGV[11]) and xmin > 0)) the
       found[#found + 1] = {field, high, s}
     end
   end
-  table.sort(found, function(a, b) return a[2] < b[2] end)
-  local keep = math.floor(num(ARGV[11]) / 2)
+  table.sort(found, function(a, b) return a[2] < b[2] or (a[2] == b[2] and a[1] < b[1]) end)
+  local keep = math.floor(soft / 2)
   local floors = redis.call('HMGET', S, 'F', 'Ft', 'Fn')
   local f, ft, fn = tonumber(floors[1]) or -1, tonumber(floors[2]) or -1, num(floors[3])
   made = #found
   for i = 1, #found - keep do
     local field, high, s = found[i][1], found[i][2], found[i][3]
-    if high >= xmin and made <= num(ARGV[12]) then break end
+    if high >= 0 and high >= xmin and made <= most then break end
     redis.call('HDEL', S, field)
     made = made - 1
     f = math.max(f, high)
@@ -292,6 +339,7 @@ if records and (made > num(ARGV[12]) or (made > num(ARGV[11]) and xmin > 0)) the
       fn = math.max(fn, s)
     end
   end
+  redis.call('HSET', S, 'tl', text(made))
   if f >= 0 then redis.call('HSET', S, 'F', text(f)) end
   if ft >= 0 then redis.call('HSET', S, 'Ft', text(ft)) end
   if fn > 0 then redis.call('HSET', S, 'Fn', text(fn)) end
@@ -302,7 +350,7 @@ if ARGV[1] == 'f' then
   redis.call('HSET', S, 'A', ARGV[3])
   if ARGV[4] ~= '0' then
     redis.call('HSET', S, 'H', ARGV[4])
-    redis.call(ARGV[9], ARGV[8], pack({'h', replid, e, n, ARGV[4], 0, 0, 0}))
+    publish(ARGV[9], ARGV[8], pack({'h', replid, e, n, ARGV[4], 0, 0, 0}))
   end
 end
 return answer(1)
@@ -310,22 +358,24 @@ return answer(1)
 
 constexpr const char* kRead = R"lua(
 local st = redis.call('HMGET', S, 'e', 'n', 'A', 'src', 'H')
-return {server(), st[1] or '', num(st[2]), num(st[3]), st[4] or '0', num(st[5]), clock()}
+return {server(), st[1] or '', num(st[2]), st[3] or '0', st[4] or '0', num(st[5]), clock()}
 )lua";
 
-// ARGV: mark.
+// ARGV: mark, src (0: not known).
 constexpr const char* kEpochBegin = R"lua(
 redis.call('DEL', S)
 redis.call('HSET', S, 'mark', ARGV[1])
-return {server(), '', 0, 1, 0, '0', clock()}
+if ARGV[2] ~= '0' then redis.call('HSET', S, 'src', ARGV[2]) end
+return {server(), '', 0, 1, '0', ARGV[2], clock()}
 )lua";
 
 // KEYS: S, stream. ARGV: mark, epoch, F, A, src, H, channel, PUBLISH or SPUBLISH.
 constexpr const char* kEpochWrite = R"lua(
 local replid = server()
-if redis.call('HGET', S, 'mark') ~= ARGV[1] then
-  local st = redis.call('HMGET', S, 'e', 'n', 'A', 'src')
-  return {replid, st[1] or '', num(st[2]), 0, num(st[3]), st[4] or '0', clock()}
+local st = redis.call('HMGET', S, 'e', 'n', 'A', 'src', 'mark')
+-- Under the mark of one incarnation the changes of another are not recorded.
+if st[5] ~= ARGV[1] or (st[4] and st[4] ~= ARGV[5]) then
+  return {replid, st[1] or '', num(st[2]), 0, st[3] or '0', st[4] or '0', clock()}
 end
 -- What was trimmed while the mark stood has raised F already.
 local floor = math.max(num(redis.call('HGET', S, 'F')), num(ARGV[3]))
@@ -333,8 +383,8 @@ redis.call('HDEL', S, 'mark')
 redis.call('DEL', KEYS[2])
 redis.call('HSET', S, 'e', ARGV[2], 'F', text(floor), 'A', ARGV[4], 'src', ARGV[5], 'H', ARGV[6],
   'n', '0')
-redis.call(ARGV[8], ARGV[7], pack({'e', replid, ARGV[2], 0, ARGV[6], 0, 0, 0}))
-return {replid, ARGV[2], 0, 1, num(ARGV[4]), ARGV[5], clock()}
+publish(ARGV[8], ARGV[7], pack({'e', replid, ARGV[2], 0, ARGV[6], 0, 0, 0}))
+return {replid, ARGV[2], 0, 1, ARGV[4], ARGV[5], clock()}
 )lua";
 
 // KEYS: S, stream. ARGV: after, most.

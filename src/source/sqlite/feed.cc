@@ -50,11 +50,10 @@ Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
       co_await group.sleep_until(next);
       continue;
     }
-    ChangeBatch batch = std::move(step->batch);
-    const TimeUs heartbeat = batch.heartbeat;
-    const bool quiet = batch.changes.empty() && !batch.everything;
+    const TimeUs heartbeat = step->batch.heartbeat;
+    const bool quiet = step->batch.changes.empty() && !step->batch.everything && !feed_.new_epoch;
     if (!quiet || heartbeat - last_heartbeat >= std::max(kHeartbeat, pause)) {
-      const Result<void> applied = co_await sink(std::move(batch));
+      const Result<void> applied = co_await deliver(*step, sink);
       if (!applied) {  // the same changes again, later
         backoff = std::min(backoff * 2, kLongestBackoff);
         const TimeUs next = monotonic_now_us() + backoff;
@@ -62,12 +61,11 @@ Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
         continue;
       }
       if (heartbeat != 0) last_heartbeat = heartbeat;
+    } else {
+      feed_.position = step->position;
+      feed_.data_version = step->data_version;
     }
     backoff = pause;
-    // Only now: what a sink did not get is read again.
-    feed_.position = step->position;
-    feed_.data_version = step->data_version;
-    feed_.everything = false;
     if (step->trim && !step->more) {
       const std::int64_t keep_after = feed_.position - kKeptChanges;
       WriterThread::Work work = [this, keep_after] { trim_now(keep_after); };
@@ -78,6 +76,60 @@ Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
     const TimeUs next = monotonic_now_us() + pause;
     co_await group.sleep_until(next);
   }
+}
+
+// Moves the position only when the sink has taken the step: what it did not get is read again.
+Task<Result<void>> Impl::deliver(FeedStep& step, const ChangeSink& sink) {
+  ChangeBatch batch = std::move(step.batch);
+  const Result<FeedOrder> order = co_await sink(std::move(batch));
+  if (!order) co_return std::unexpected(order.error());
+  feed_.position = step.position;
+  feed_.data_version = step.data_version;
+  feed_.everything = false;
+  obey(*order);
+  if (!feed_.new_epoch) co_return Result<void>{};
+  const Result<void> begun = co_await begin_epoch(sink);
+  co_return begun;
+}
+
+void Impl::obey(const FeedOrder& order) {
+  feed_.new_epoch = order.new_epoch;
+  if (!order.go_on_from || static_cast<std::int64_t>(*order.go_on_from) == feed_.position) return;
+  feed_.position = static_cast<std::int64_t>(*order.go_on_from);
+  feed_.data_version = -1;  // what lies behind it has to be read, whether or not anything is new
+}
+
+Task<Result<void>> Impl::begin_epoch(const ChangeSink& sink) {
+  Result<ChangeBatch> batch = fail(ErrorCode::timeout, "the writer is busy");
+  WriterThread::Work work = [&] { batch = floor_now(); };
+  const TimeUs patience = monotonic_now_us() + kSecond;
+  const auto outcome =
+      co_await writer_thread_->run(WriterThread::Turn::wait, patience, std::move(work));
+  if (outcome != WriterThread::Outcome::done)
+    co_return fail(ErrorCode::timeout, "no floor in time");
+  if (!batch) co_return std::unexpected(batch.error());
+  const Result<FeedOrder> order = co_await sink(std::move(*batch));
+  if (!order) co_return std::unexpected(order.error());
+  obey(*order);
+  co_return Result<void>{};
+}
+
+// While nobody else writes: every number up to the last belongs to a transaction that has ended.
+Result<ChangeBatch> Impl::floor_now() {
+  const auto connected = connect_writer();
+  if (!connected) return std::unexpected(connected.error());
+  Connection& db = *writer_.db;
+  db.set_deadline(monotonic_now_us() + kSecond);
+  auto begun = db.exec("BEGIN IMMEDIATE");
+  if (!begun) return std::unexpected(begun.error());
+  const auto last = db.query_integer(kSequenceSql);
+  db.rollback();
+  if (!last) return std::unexpected(last.error());
+  ChangeBatch batch{.source_id = connected->source_id};
+  batch.from = batch.to = static_cast<std::uint64_t>(*last);
+  batch.xmin = batch.to + 1;
+  batch.floor = batch.to;
+  return batch;
 }
 
 Result<Impl::FeedStep> Impl::poll() {
@@ -114,12 +166,16 @@ Result<Impl::FeedStep> Impl::poll() {
     const std::lock_guard lock(commit_mutex_);
     // Numbers of another incarnation, or of a history that is gone, say nothing about ours.
     if (step.batch.everything) own_.clear();
-    std::erase_if(step.batch.changes, [&](const RowChange& change) {
-      return own_.contains(static_cast<std::int64_t>(change.x));
-    });
+    if (options_.feed_for == FeedFor::node)
+      std::erase_if(step.batch.changes, [&](const RowChange& change) {
+        return own_.contains(static_cast<std::int64_t>(change.x));
+      });
     own_.drop_until(feed_.position);
   }
   if (step.batch.changes.empty()) step.batch.committed_at = 0;
+  step.batch.from = static_cast<std::uint64_t>(feed_.position);
+  step.batch.to = static_cast<std::uint64_t>(step.position);
+  step.batch.xmin = step.batch.to + 1;
   if (!step.more)
     step.batch.heartbeat = began;
   else

@@ -121,6 +121,7 @@ class Impl final : public SqliteSource {
     std::int64_t data_version = -1;
     std::int64_t schema = -1;
     bool everything = false;  // owed to the sink
+    bool new_epoch = false;   // the sink waits for a floor
     ChangeColumns columns;
   };
   struct FeedStep {
@@ -165,8 +166,15 @@ class Impl final : public SqliteSource {
   void settle_owed();
   void trim_now(std::int64_t keep_after);
 
+  // Do our numbers order the writes of everybody who asks?
+  bool counts() const { return prepared_ || options_.feed_for == FeedFor::node; }
+
   // feed.cc
   Result<FeedStep> poll();
+  Task<Result<void>> deliver(FeedStep& step, const ChangeSink& sink);
+  Task<Result<void>> begin_epoch(const ChangeSink& sink);
+  Result<ChangeBatch> floor_now();
+  void obey(const FeedOrder& order);
   Result<void> read_changes(FeedStep& step);
   Result<void> read_rows(FeedStep& step, std::int64_t last);
 

@@ -115,8 +115,9 @@ Result<Loaded> Impl::load_now(Reader& reader, const LoadPlan& plan, const std::v
   out.took_us = monotonic_now_us() - out.as_of;
   if (seconds_) seconds_->record(out.took_us);
   if (!done) return std::unexpected(done.error());
-  out.snapshot = {
-      .source_id = incarnation->source_id, .xmin = seen + 1, .xmax = seen + 1, .in_progress = {}};
+  if (counts())
+    out.snapshot = {
+        .source_id = incarnation->source_id, .xmin = seen + 1, .xmax = seen + 1, .in_progress = {}};
   return out;
 }
 

@@ -206,7 +206,7 @@ Result<void> Impl::check_load(Connection& db, const LoadStatement& spec) {
 
 void Impl::describe() {
   capabilities_ = {.kind = "sqlite",
-                   .snapshots = true,
+                   .snapshots = counts(),
                    .feed = prepared_,
                    .feed_rests_on = {},
                    .why_no_feed = {}};
@@ -244,8 +244,11 @@ Incarnation Impl::renew(FileId file) {
   MutexLock lock(identity_mutex_);
   ++identity_.generation;
   identity_.file = file;
+  // Nodes that share an engine have to agree on it. (The same file gone back is not told apart by
+  // it; then the feed begins a new epoch.)
+  const std::uint64_t salt = options_.feed_for == FeedFor::fleet ? 0 : random;
   // Never 0, which means none.
-  identity_.source_id = mix64(random ^ mix64(file.device ^ mix64(file.inode))) | 1U;
+  identity_.source_id = mix64(salt ^ mix64(file.device ^ mix64(file.inode))) | 1U;
   return identity_;
 }
 

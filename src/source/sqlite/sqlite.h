@@ -29,6 +29,9 @@ struct Options {
   std::uint32_t queue = 1024;              // loads, and writes, that may wait; beyond: overloaded
   DurationUs poll_us = 10 * kMillisecond;  // how often the feed looks
   std::string query_log;  // SQLite's own trace of every statement is appended here; "" = none
+  // fleet: numbers of a database that is not prepared mean nothing to other nodes, so that there
+  // are no snapshots then.
+  FeedFor feed_for = FeedFor::node;
   std::vector<LoadStatement> statements;
   std::vector<WatchedTable> watched;
   obs::Registry* metrics = nullptr;  // may be null; else outlives the source

@@ -690,5 +690,72 @@ TEST_F(SqliteTest, ManyAtOnce) {
   }
 }
 
+// ---- for an engine that nodes share ----
+
+class SqliteFleetTest : public SqliteTest {
+ protected:
+  void open_for_fleet(bool prepare = true) {
+    Options with = options();
+    with.feed_for = FeedFor::fleet;
+    open(with, prepare);
+  }
+};
+
+TEST_F(SqliteFleetTest, NodesAgreeOnTheIncarnation) {
+  open_for_fleet();
+  Options with = options();
+  with.feed_for = FeedFor::fleet;
+  auto second = open_sqlite(with);
+  ASSERT_TRUE(second);
+  const auto one = load(0, {testing::id_of(1)});
+  const auto two = loop.run((*second)->load(0, {testing::id_of(1)}, soon()));
+  ASSERT_TRUE(one && two);
+  EXPECT_TRUE(one->snapshot.known());
+  EXPECT_EQ(one->snapshot.source_id, two->snapshot.source_id);
+}
+
+TEST_F(SqliteFleetTest, NumbersOfOneProcessAreNoSnapshots) {
+  open_for_fleet(false);
+  EXPECT_FALSE(source->capabilities().snapshots);
+  EXPECT_FALSE(load(0, {testing::id_of(1)})->snapshot.known());
+  auto opened = write("UPDATE item SET name = 'x' WHERE id = 1");
+  ASSERT_TRUE(opened);
+  EXPECT_EQ((*opened)->x(), 0U);
+}
+
+TEST_F(SqliteFleetTest, TheFeedDeliversOwnChangesAndGoesBack) {
+  open_for_fleet();
+  start_feed();
+  catch_up();
+  ASSERT_TRUE(write_through("UPDATE item SET name = 'a' WHERE id = 1"));
+  other->exec("UPDATE item SET name = 'b' WHERE id = 2");
+  catch_up();
+  EXPECT_THAT(sink.changes(), ElementsAre("0:1", "0:2"));
+  const ChangeBatch last = sink.batches.back();
+  EXPECT_EQ(last.to, 2U);
+  EXPECT_EQ(last.xmin, 3U);
+  sink.orders = {{.go_on_from = 1}};
+  catch_up();
+  catch_up();
+  EXPECT_THAT(sink.changes(), ElementsAre("0:1", "0:2", "0:2"));
+}
+
+TEST_F(SqliteFleetTest, AFloorIsReadWhileNobodyWrites) {
+  open_for_fleet();
+  other->exec("UPDATE item SET name = 'b' WHERE id = 2");
+  other->exec("BEGIN IMMEDIATE; UPDATE item SET name = 'c' WHERE id = 1");
+  sink.orders = {{.new_epoch = true}, {.go_on_from = 0}};
+  start_feed();
+  // Until the other one ends there is no floor.
+  loop.run_until([&] { return !sink.batches.empty(); });
+  EXPECT_FALSE(sink.batches.back().floor);
+  other->exec("COMMIT");
+  loop.run_until([&] { return sink.batches.back().floor.has_value(); });
+  EXPECT_EQ(*sink.batches.back().floor, 2U);
+  EXPECT_EQ(sink.batches.back().to, 2U);
+  catch_up();
+  EXPECT_THAT(sink.changes(), ElementsAre("0:2", "0:2", "0:1"));  // and from 0, as was ordered
+}
+
 }  // namespace
 }  // namespace larder::source::sqlite

@@ -219,7 +219,7 @@ Result<void> Impl::collect(OpenWrite& out) {
     if (!last) return std::unexpected(last.error());
     x = static_cast<policy::TxnId>(*last);
   }
-  out.x = x;
+  out.x = counts() ? x : 0;
   const auto stmt = db.cached(fmt::format("SELECT seq, tbl, k1, k2, k3, k4 FROM {}.larder_change "
                                           "WHERE seq > ?1 ORDER BY seq",
                                           prepared_ ? "main" : "temp"),

@@ -75,6 +75,43 @@ async function rows(r) {
   check('a bad id', (await errorOf(r.get('product:abc'))).startsWith('LARDER_BADKEY'));
 }
 
+// The client's own cache, kept right by CLIENT TRACKING.
+async function clientSideCaching(other) {
+  const r = await connect({
+    RESP: 3,
+    clientSideCache: { ttl: 0, maxEntries: 0, evictPolicy: 'LRU' },
+  });
+  const becomes = async (what, key, wanted) => {
+    const end = Date.now() + 10000;
+    while ((await r.get(key)) !== wanted && Date.now() < end) {
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    check(what, (await r.get(key)) === wanted);
+  };
+  const served = async () =>
+    Number(/total_commands_processed:(\d+)/.exec(await other.info('stats'))[1]);
+  const key = `${prefix}:cached`;
+  await other.set(key, 'one');
+  check('a value to cache', (await r.get(key)) === 'one');
+  const before = await served();
+  for (let i = 0; i < 100; ++i) check('a cached value', (await r.get(key)) === 'one');
+  check('the server was not asked', (await served()) - before < 50);
+  await other.set(key, 'two');
+  await becomes("the other's write is seen", key, 'two');
+  await r.set(key, 'own');
+  await becomes('its own write is seen', key, 'own');
+  await other.sendCommand(['FLUSHALL']);
+  await becomes('a flush is seen', key, null);
+  if (declared) {
+    const row = JSON.parse(await r.get('product:1'));
+    row.price += 1;
+    await other.set('product:1', JSON.stringify(row));
+    const written = await other.get('product:1');
+    await becomes('the row that was written', 'product:1', written);
+  }
+  await r.close();
+}
+
 run(`node-${name}`, async () => {
   const r = await connect();
   const other = await connect();
@@ -90,5 +127,6 @@ run(`node-${name}`, async () => {
     await rows(r);
     await rows(resp3);
   }
+  await clientSideCaching(other);
   for (const client of [r, other, resp3]) await client.close();
 });
