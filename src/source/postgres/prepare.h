@@ -1,0 +1,65 @@
+// `larder source prepare` for PostgreSQL: what a server needs so that its log tells which rows of
+// the watched tables change, and what of it is missing.
+//
+//   publication   which tables' changes are sent; one for all Larders of a namespace
+//   replica identity of each watched table: the columns whose old values an UPDATE or DELETE logs.
+//     The primary key does by itself; where another watched column is to be known, FULL
+//   slot          (FeedFor::fleet) keeps the log until it has been read; whoever holds it reads
+//   and settings and rights that only an administrator can give
+//
+// All functions suspend. Errors are those of the connection; what is missing is a value.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/task.h"
+#include "source/postgres/connection.h"
+#include "source/postgres/replication.h"
+#include "source/source.h"
+
+namespace larder::source::postgres {
+
+// The name of the publication and of the slot of source `source`: "larder_<space>_<source>" in
+// lower case. What a slot's name cannot hold is replaced, and a hash of the names then keeps
+// different ones apart. At most 63 bytes.
+std::string feed_name(std::string_view space, std::string_view source);
+
+struct PrepareOptions {
+  std::string source;       // its name, for messages
+  std::string slot;         // see feed_name; of FeedFor::node the beginning of its names
+  std::string publication;  // see feed_name
+  FeedFor feed_for = FeedFor::node;
+  std::vector<WatchedTable> watched;
+};
+
+struct Preparation {
+  struct Step {
+    std::string sql;
+    std::string why;    // what it is good for
+    std::string needs;  // the right that it takes; "" = the role has it
+  };
+  std::vector<TableName> tables;       // the watched tables that there are
+  std::vector<Step> steps;             // in one transaction
+  std::vector<Step> slot;              // afterwards; the feed does it itself, too
+  std::vector<std::string> obstacles;  // what no statement of an application's role cures, and what does
+  std::vector<std::string> warnings;
+
+  // Will the log tell every change?
+  bool complete() const { return steps.empty() && obstacles.empty(); }
+  // What is missing and what to do about it, in one line; "" if complete.
+  std::string why_not(std::string_view source) const;
+};
+
+// `db`: an ordinary connection.
+Task<Result<Preparation>> examine(Connection& db, PrepareOptions options, TimeUs deadline);
+
+// Runs the steps in one transaction, then those of the slot. Creating a slot waits for the
+// transactions that run to end. Errors also: source_refused, naming the statement.
+Task<Result<void>> apply(Connection& db, Preparation preparation, TimeUs deadline);
+
+// "slot larder_x, publication larder_y", for Capabilities::feed_rests_on.
+std::string rests_on(const PrepareOptions& options);
+
+}  // namespace larder::source::postgres
