@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/posix/basic_stream_descriptor.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <cerrno>
@@ -18,6 +17,7 @@
 #include "net/address.h"
 #include "net/asio_loop.h"
 #include "net/asio_stream.h"
+#include "net/lookup.h"
 
 namespace larder::net {
 namespace {
@@ -269,37 +269,6 @@ std::size_t AsioRuntime::connections() const {
   std::size_t sum = 0;
   for (const auto& loop : loops_) sum += loop->connections();
   return sum;
-}
-
-// A lookup outlives the connect() that gave up on it, so it is shared with Asio's callback.
-struct Lookup {
-  explicit Lookup(asio::io_context& io) : resolver(io) {}
-  asio::ip::tcp::resolver resolver;
-  Waiters done;
-  Code code;
-  std::vector<SocketAddress> found;
-};
-
-Task<Result<std::vector<SocketAddress>>> look_up(Address address, TimeUs deadline) {
-  auto lookup = std::make_shared<Lookup>(AsioLoop::here().io());
-  lookup->resolver.async_resolve(
-      address.host, std::to_string(address.port),
-      [lookup](const Code& code, const asio::ip::tcp::resolver::results_type& results) {
-        lookup->code = code;
-        for (const auto& entry : results) {
-          const auto endpoint = entry.endpoint();
-          SocketAddress& out = lookup->found.emplace_back();
-          std::memcpy(&out.storage, endpoint.data(), endpoint.size());
-          out.size = static_cast<socklen_t>(endpoint.size());
-        }
-        lookup->done.notify();
-      });
-  const bool done = co_await lookup->done.wait_until(deadline);
-  if (!done) co_return fail(ErrorCode::timeout, "no address of " + address.host + " in time");
-  if (lookup->code) {
-    co_return fail(ErrorCode::io, fmt::format("{}: {}", address.host, lookup->code.message()));
-  }
-  co_return std::move(lookup->found);
 }
 
 Task<Result<std::unique_ptr<Stream>>> AsioRuntime::connect(std::string address, TimeUs deadline) {
