@@ -182,7 +182,9 @@ Task<Result<source::FeedOrder>> Node::Impl::apply(unsigned source, source::Chang
   for (engine::Change& change : delivered.changes) change.source_id = batch.source_id;
   const Result<engine::FeedOrder> order = co_await engine.feed(source, std::move(delivered));
   if (!order) co_return std::unexpected(order.error());
-  co_return source::FeedOrder{.go_on_from = order->go_on_from, .new_epoch = order->new_epoch};
+  co_return source::FeedOrder{.go_on_from = order->go_on_from,
+                              .new_epoch = order->new_epoch,
+                              .confirm_up_to = order->confirm_up_to};
 }
 
 // The near tier is all there is.

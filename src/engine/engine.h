@@ -128,6 +128,9 @@ struct FeedOrder {
   // First read the log's end, then make sure that no transaction up to some number can still be
   // running, and deliver both as `to` and `floor`.
   bool new_epoch = false;
+  // What lies up to here will not be asked for again, also if the engine loses the last things that
+  // it was told (it fails over to a replica that is behind).
+  std::uint64_t confirm_up_to = 0;
 };
 
 // What an engine asks the node above it, and tells it. Called from any loop; nothing suspends.

@@ -91,16 +91,24 @@ struct ChangeBatch {
   std::uint64_t from = 0;
   std::uint64_t to = 0;
   policy::TxnId xmin = 0;  // every transaction below it has ended; 0: unknown
-  // The answer to FeedOrder::new_epoch: no transaction with a number up to this is still running.
+  // The answer to FeedOrder::new_epoch: a transaction that has ended, with a number above that of
+  // every one that had begun when it was taken. A load that has seen all up to it end has seen
+  // everything that was committed before. A feed of one node gives it with `everything`, where its
+  // loads may be behind its log.
   std::optional<policy::TxnId> floor;
 };
 
 // What the sink wants next.
 struct FeedOrder {
   std::optional<std::uint64_t> go_on_from;  // deliver what comes after this position
-  // Read the log's end first, then make sure that no transaction up to some number still runs;
-  // deliver both, as `to` and `floor`, in a batch without changes.
+  // Read the log's end first, then take the number of a transaction that ends at once; deliver
+  // both, as `to` and `floor`, in a batch without changes.
   bool new_epoch = false;
+  // The sink will not ask again for what lies up to here: the source may forget it. Absent: what
+  // the sink has taken. Less than that where a sink may lose what it has taken, as an engine does
+  // when it fails over to a replica that is behind; history that is gone all the same costs a new
+  // epoch, never a stale answer.
+  std::optional<std::uint64_t> confirm_up_to = {};
 };
 
 // Whom the feed serves.

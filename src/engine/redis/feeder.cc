@@ -12,6 +12,8 @@ constexpr DurationUs kLease = 3 * kSecond;
 constexpr DurationUs kRenewEvery = kSecond;
 constexpr DurationUs kLookAgain = 250 * kMillisecond;
 constexpr int kTries = 3;
+constexpr DurationUs kReplicaLag = 10 * kSecond;
+constexpr DurationUs kNoteEvery = kSecond;
 
 std::uint64_t seed() {
   std::random_device device;
@@ -68,7 +70,25 @@ std::string Feeder::unique() { return hex(random_); }
 
 FeedOrder Feeder::order() const {
   return {.go_on_from = delivered_,
-          .new_epoch = std::ranges::any_of(states_, [](const State& s) { return !s.known; })};
+          .new_epoch = std::ranges::any_of(states_, [](const State& s) { return !s.known; }),
+          .confirm_up_to = confirmed_};
+}
+
+void Feeder::note_applied() {
+  const TimeUs now = Loop::current()->now_us();
+  std::uint64_t lowest = delivered_;
+  for (const State& state : states_) {
+    // A new epoch begins at the log's end: until then nothing is safe to forget.
+    if (!state.known) return applied_.clear();
+    lowest = std::min(lowest, state.position);
+  }
+  if (!applied_.empty() && lowest < applied_.back().position) applied_.clear();
+  while (!applied_.empty() && applied_.front().at <= now - kReplicaLag) {
+    confirmed_ = std::max(confirmed_, applied_.front().position);
+    applied_.pop_front();
+  }
+  if (applied_.empty() || applied_.back().at <= now - kNoteEvery)
+    applied_.push_back({.at = now, .position = lowest});
 }
 
 // ---- the lease ----
@@ -287,7 +307,11 @@ Task<Result<FeedOrder>> Feeder::deliver(FeedBatch batch, TaskGroup& group) {
   const auto leased = co_await wait_for_lease(group);
   if (!leased) co_return std::unexpected(leased.error());
   Result<void> done;
-  if (batch.source_id != source_id_) began_ = false;
+  if (batch.source_id != source_id_) {
+    began_ = false;
+    applied_.clear();
+    confirmed_ = 0;  // its positions are those of another log
+  }
   source_id_ = batch.source_id;
   if (!began_) {
     done = co_await read_all(batch.source_id);
@@ -318,6 +342,7 @@ Task<Result<FeedOrder>> Feeder::deliver(FeedBatch batch, TaskGroup& group) {
     began_ = false;  // what was applied and what not is not known
     co_return std::unexpected(done.error());
   }
+  note_applied();
   co_return order();
 }
 

@@ -5,6 +5,9 @@
 #include <charconv>
 
 namespace larder::source::postgres {
+
+using namespace pgoutput;  // NOLINT: its implementation
+
 namespace {
 
 constexpr TimeUs kYear2000 = 946'684'800 * kSecond;  // where the server's times begin
@@ -69,7 +72,7 @@ class Reader {
 Tuple read_tuple(Reader& in) {
   const std::size_t count = in.number(2);
   // Each column takes a byte at least.
-  if (count > kMaxTupleColumns || count > in.left()) in.refuse();
+  if (count > kMaxColumns || count > in.left()) in.refuse();
   Tuple tuple;
   if (!in.ok()) return tuple;
   tuple.reserve(count);
@@ -106,7 +109,7 @@ Relation read_relation(Reader& in) {
   if (!std::string_view("dnfi").contains(relation.identity)) in.refuse();
   const std::size_t count = in.number(2);
   constexpr std::size_t kLeast = 10;  // flags, an empty name, type, modifier
-  if (count > kMaxTupleColumns || count * kLeast > in.left()) in.refuse();
+  if (count > kMaxColumns || count * kLeast > in.left()) in.refuse();
   if (!in.ok()) return relation;
   relation.columns.reserve(count);
   for (std::size_t i = 0; i < count && in.ok(); ++i) {
@@ -262,7 +265,7 @@ std::string status_update(Lsn received, Lsn flushed, TimeUs now, bool reply_want
   return out;
 }
 
-Result<Message> parse_message(std::string_view bytes) {
+Result<Message> pgoutput::parse_message(std::string_view bytes) {
   if (bytes.empty()) return malformed("an empty message");
   Reader in(bytes.substr(1));
   Message message = read_body(bytes.front(), in);

@@ -52,7 +52,9 @@ std::string status_update(Lsn received, Lsn flushed, TimeUs now, bool reply_want
 
 // ---- messages ----
 
-inline constexpr std::size_t kMaxTupleColumns = 1'664;  // of PostgreSQL itself
+namespace pgoutput {
+
+inline constexpr std::size_t kMaxColumns = 1'664;  // of PostgreSQL itself
 inline constexpr std::size_t kMaxTruncated = 65'536;    // tables of one TRUNCATE
 
 struct Begin {
@@ -126,5 +128,7 @@ using Message = std::variant<Begin, Commit, Origin, Relation, Type, Insert, Upda
 
 // Exactly one message. Errors (source_down): cut short, left over, an unknown kind, a limit.
 Result<Message> parse_message(std::string_view bytes);
+
+}  // namespace pgoutput
 
 }  // namespace larder::source::postgres

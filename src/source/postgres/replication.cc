@@ -6,6 +6,9 @@
 #include <charconv>
 
 namespace larder::source::postgres {
+
+using namespace pgoutput;  // NOLINT: its messages
+
 namespace {
 
 constexpr std::size_t kMostRelations = 65'536;
@@ -161,9 +164,7 @@ Result<void> ChangeLog::take(const Message& message) {
 
 Result<void> ChangeLog::begin(const Begin& begin) {
   if (transaction_) return out_of_order("a transaction inside a transaction");
-  Transaction& transaction = transaction_.emplace();
-  transaction.begin = begin;
-  transaction.x = widen(begin.xid, near_);
+  Transaction& transaction = transaction_.emplace(begin, widen(begin.xid, near_));
   near_ = std::max(near_, transaction.x);
   // Positions lie between records: what begins before one ends before it.
   transaction.passed_over = begin.commit < position_;

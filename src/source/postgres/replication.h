@@ -87,7 +87,7 @@ class ChangeLog {
   Lsn position() const { return position_; }
 
   // Errors (source_down): the messages are not those of a stream. Its end; begin another one.
-  Result<void> take(const Message& message);
+  Result<void> take(const pgoutput::Message& message);
   void take(const Keepalive& alive);
 
   // Rows that wait in whole transactions.
@@ -119,7 +119,8 @@ class ChangeLog {
     bool complained = false;
   };
   struct Transaction {
-    Begin begin;
+    Transaction(const pgoutput::Begin& begin, policy::TxnId x) : begin(begin), x(x) {}
+    pgoutput::Begin begin;
     policy::TxnId x = 0;
     bool passed_over = false;  // it has been delivered
     bool everything = false;
@@ -130,16 +131,16 @@ class ChangeLog {
   // nullopt: the log does not say.
   using Seen = std::optional<Value>;
   struct Row {
-    const OldRow* old = nullptr;
-    const Tuple* now = nullptr;
+    const pgoutput::OldRow* old = nullptr;
+    const pgoutput::Tuple* now = nullptr;
   };
 
-  Result<void> begin(const Begin& begin);
-  Result<void> commit(const Commit& commit);
-  Result<void> relation(const Relation& relation);
+  Result<void> begin(const pgoutput::Begin& begin);
+  Result<void> commit(const pgoutput::Commit& commit);
+  Result<void> relation(const pgoutput::Relation& relation);
   Result<void> row(std::uint32_t relation, Row row);
-  Result<void> truncate(const Truncate& truncate);
-  Result<void> message(const LogicalMessage& message);
+  Result<void> truncate(const pgoutput::Truncate& truncate);
+  Result<void> message(const pgoutput::LogicalMessage& message);
 
   void change(Known& known, const Target& target, Row row);
   static Seen old_value(const Known& known, Row row, std::size_t column);
