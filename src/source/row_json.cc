@@ -73,6 +73,7 @@ void append_cell(std::string& out, const Cell& cell) {
         out += "null";
       return;
     case Cell::Type::text: append_json_string(out, cell.bytes); return;
+    case Cell::Type::json: out += cell.bytes; return;
     case Cell::Type::blob:
       out += '"';
       append_base64(out, cell.bytes);
@@ -138,7 +139,8 @@ std::optional<std::string> cell_text(const Cell& cell) {
     case Cell::Type::null: return std::nullopt;
     case Cell::Type::integer: append_integer(out, cell.integer); break;
     case Cell::Type::real: append_real(out, cell.real); break;
-    case Cell::Type::text: out = cell.bytes; break;
+    case Cell::Type::text:
+    case Cell::Type::json: out = cell.bytes; break;
     case Cell::Type::blob: append_base64(out, cell.bytes); break;
   }
   return out;

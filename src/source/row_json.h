@@ -20,24 +20,25 @@ namespace larder::source {
 
 // One value of a row; a view, valid as long as the row is.
 struct Cell {
-  enum class Type : std::uint8_t { null, integer, real, text, blob };
+  enum class Type : std::uint8_t { null, integer, real, text, blob, json };
   Type type = Type::null;
   std::int64_t integer = 0;
   double real = 0;
-  std::string_view bytes;  // text and blob
+  std::string_view bytes;  // text, blob and json: what is JSON already
 
   static Cell of(std::int64_t value) { return {.type = Type::integer, .integer = value}; }
   static Cell of(double value) { return {.type = Type::real, .real = value}; }
   static Cell text(std::string_view value) { return {.type = Type::text, .bytes = value}; }
   static Cell blob(std::string_view value) { return {.type = Type::blob, .bytes = value}; }
+  static Cell json(std::string_view value) { return {.type = Type::json, .bytes = value}; }
 };
 
 void append_json_string(std::string& out, std::string_view text);  // with its quotes
 void append_base64(std::string& out, std::string_view bytes);      // RFC 4648, padded
 void append_real(std::string& out, double value);                  // "inf", "nan" as they are
 
-// The canonical text of a value (decimal, shortest real, text as it is, base64): what keys, tags
-// and RowChange::values are made of. nullopt = NULL.
+// The canonical text of a value (decimal, shortest real, text and JSON as they are, base64): what
+// keys, tags and RowChange::values are made of. nullopt = NULL.
 std::optional<std::string> cell_text(const Cell& cell);
 
 // The index of the column `name`: exactly, else without regard to ASCII case; -1 if there is none.

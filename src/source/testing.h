@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -17,6 +18,7 @@
 
 #include "base/loop.h"
 #include "base/task.h"
+#include "net/runtime.h"
 
 namespace larder::source::testing {
 
@@ -112,6 +114,61 @@ class TestLoop final : public Loop {
   std::deque<Callback> posted_;
   std::map<std::pair<TimeUs, TimerId>, Callback> timers_;
   TimerId last_timer_ = 0;
+};
+
+// The same on loops of net::Runtime, for sources that read sockets. The first loop runs on the
+// calling thread, while something is run.
+class RuntimeLoop {
+ public:
+  explicit RuntimeLoop(unsigned loops = 1) : runtime_(net::Runtime::create(loops)) {}
+
+  Loop& loop(unsigned index = 0) { return runtime_->loop(index); }
+
+  void run_until(const std::function<bool()>& done) {
+    loop().post([this, &done] { look(done); });
+    runtime_->run();
+  }
+
+  template <class T>
+  T run(Task<T> task) {
+    std::optional<T> result;
+    TaskGroup group;
+    loop().post([&] { group.spawn(keep(std::move(task), result)); });
+    runtime_->run();
+    return std::move(*result);
+  }
+
+  // Starts with the next run.
+  void spawn(TaskGroup& group, Task<void> task) {
+    loop().post([&group, task = std::move(task)]() mutable { group.spawn(std::move(task)); });
+  }
+
+  void join(TaskGroup& group) {
+    TaskGroup joiner;
+    loop().post([&] {
+      group.stop();
+      joiner.spawn(joined(group));
+    });
+    runtime_->run();
+  }
+
+ private:
+  void look(const std::function<bool()>& done) {
+    if (done()) return runtime_->stop();
+    loop().call_at(loop().now_us() + kMillisecond, [this, &done] { look(done); });
+  }
+  template <class T>
+  Task<void> keep(Task<T> task, std::optional<T>& result) {
+    T value = co_await task;
+    result.emplace(std::move(value));
+    runtime_->stop();
+  }
+  Task<void> joined(TaskGroup& group) {
+    co_await group.join();
+    runtime_->stop();
+  }
+
+  std::unique_ptr<net::Runtime> runtime_;
 };
 
 // A folder that goes with the object.

@@ -9,7 +9,9 @@ namespace {
 
 template <bool kPrepared, bool kWal>
 struct SqliteHarness {
+  using Loop = TestLoop;
   static constexpr bool kFeed = kPrepared;
+  static constexpr bool kChanges = true;
 
   SqliteHarness() {
     other.exec(kWal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = DELETE");
