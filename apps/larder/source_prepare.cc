@@ -3,6 +3,8 @@
 
 #include "cache/node.h"
 #include "commands.h"
+#include "server/sources.h"
+#include "source/postgres/prepare.h"
 #include "source/sqlite/prepare.h"
 #include "source/sqlite/sqlite.h"
 
@@ -20,8 +22,79 @@ int complain(const Error& error) {
   return error.code == ErrorCode::config ? kUsage : kFailed;
 }
 
-int prepare(const Options& options) {
+using Watched = std::vector<source::WatchedTable>;
+
+int nothing_to_do(const cache::SourceSpec& spec) {
+  fmt::print("nothing to do: {} is prepared\n", spec.display_url);
+  return kDone;
+}
+
+int prepare_sqlite(const cache::SourceSpec& spec, const Watched& watched, bool dry_run) {
   namespace sqlite = source::sqlite;
+  const auto path = sqlite::path_of_url(spec.url);
+  if (!path) return complain(path.error());
+  const auto plan = sqlite::plan(*path, watched);
+  if (!plan) return complain(plan.error());
+  if (plan->empty()) return nothing_to_do(spec);
+  if (dry_run) {
+    for (const std::string& statement : *plan) fmt::print("{};\n", statement);
+    return kDone;
+  }
+  const auto applied = sqlite::apply(*path, watched);
+  if (!applied) return complain(applied.error());
+  fmt::print("prepared {}: {} statement{}; changes by anyone are now seen\n", spec.display_url,
+             plan->size(), plan->size() == 1 ? "" : "s");
+  return kDone;
+}
+
+// What an administrator has to do; the rest is SQL that can be piped into psql.
+void print_comments(std::string_view kind, const std::vector<std::string>& lines) {
+  for (const std::string& line : lines) fmt::print("-- {}: {}\n", kind, line);
+}
+
+void print_steps(const std::vector<source::postgres::Preparation::Step>& steps) {
+  for (const auto& step : steps) {
+    fmt::print("-- {}\n", step.why);
+    if (!step.needs.empty()) fmt::print("-- needs {}\n", step.needs);
+    fmt::print("{};\n", step.sql);
+  }
+}
+
+int prepare_postgres(const cache::SourceSpec& spec, const config::Config& config,
+                     const Watched& watched, bool dry_run) {
+  namespace postgres = source::postgres;
+  constexpr DurationUs kPatience = 60 * kSecond;  // a slot waits for what runs to end
+  const std::string name = postgres::feed_name(config.engine.name_space, spec.name);
+  const postgres::PrepareOptions wanted{.source = spec.name,
+                                        .slot = name,
+                                        .publication = name,
+                                        .feed_for = server::feed_for(config),
+                                        .watched = watched};
+  const auto found = postgres::examine_now(spec.url, wanted, monotonic_now_us() + kPatience);
+  if (!found) return complain(found.error());
+  print_comments("missing", found->obstacles);
+  print_comments("warning", found->warnings);
+  const std::size_t steps = found->steps.size() + found->slot.size();
+  if (dry_run) {
+    if (found->steps.size() > 1) fmt::print("BEGIN;\n");
+    print_steps(found->steps);
+    if (found->steps.size() > 1) fmt::print("COMMIT;\n");
+    print_steps(found->slot);
+  }
+  if (!found->obstacles.empty()) {
+    fmt::print(stderr, "{} is not prepared: see what is missing above\n", spec.display_url);
+    return kFailed;
+  }
+  if (steps == 0) return nothing_to_do(spec);
+  if (dry_run) return kDone;
+  const auto applied = postgres::apply_now(spec.url, *found, monotonic_now_us() + kPatience);
+  if (!applied) return complain(applied.error());
+  fmt::print("prepared {}: {} statement{}; changes by anyone are now seen\n", spec.display_url,
+             steps, steps == 1 ? "" : "s");
+  return kDone;
+}
+
+int prepare(const Options& options) {
   const auto config = load_or_complain(options.file);
   if (!config) return kUsage;
   const auto spec = std::ranges::find(config->sources, options.name, &cache::SourceSpec::name);
@@ -29,28 +102,14 @@ int prepare(const Options& options) {
     fmt::print(stderr, "{} declares no [source.{}]\n", options.file, options.name);
     return kUsage;
   }
-  const auto path = sqlite::path_of_url(spec->url);
-  if (!path) return complain(path.error());
   const auto watched = cache::Node::watched_tables(config->caches, spec->name);
   if (watched.empty()) {
     fmt::print("nothing to do: no cache of source {} has depends_on\n", spec->name);
     return kDone;
   }
-  const auto plan = sqlite::plan(*path, watched);
-  if (!plan) return complain(plan.error());
-  if (plan->empty()) {
-    fmt::print("nothing to do: {} is prepared\n", spec->display_url);
-    return kDone;
-  }
-  if (options.dry_run) {
-    for (const std::string& statement : *plan) fmt::print("{};\n", statement);
-    return kDone;
-  }
-  const auto applied = sqlite::apply(*path, watched);
-  if (!applied) return complain(applied.error());
-  fmt::print("prepared {}: {} statement{}; changes by anyone are now seen\n", spec->display_url,
-             plan->size(), plan->size() == 1 ? "" : "s");
-  return kDone;
+  if (spec->url.starts_with("postgres:") || spec->url.starts_with("postgresql:"))
+    return prepare_postgres(*spec, *config, watched, options.dry_run);
+  return prepare_sqlite(*spec, watched, options.dry_run);
 }
 
 }  // namespace
@@ -60,7 +119,7 @@ void register_source_prepare(CLI::App& app, Run& run) {
   group->require_subcommand(1);
   group->footer("Example:\n  larder source prepare --config larder.toml shop");
   auto* const sub = group->add_subcommand(
-      "prepare", "Give a source the change table and triggers that its caches' depends_on need");
+      "prepare", "Give a source what it needs so that changes by others are seen (depends_on)");
   const auto options = std::make_shared<Options>();
   sub->add_option("-c,--config", options->file, "Configuration (TOML)")
       ->type_name("FILE")
@@ -72,8 +131,10 @@ void register_source_prepare(CLI::App& app, Run& run) {
       "  larder source prepare --config larder.toml shop --dry-run   shows the SQL\n"
       "  larder source prepare --config larder.toml shop             runs it, in one "
       "transaction\n\n"
-      "Repeatable: what is there already stays. Without it, changes by others show only when an\n"
-      "entry's ttl ends.");
+      "SQLite: a change table and triggers. PostgreSQL: a publication, REPLICA IDENTITY where a\n"
+      "table's key does not cover the columns, a replication slot; it says what only an\n"
+      "administrator can do. Repeatable: what is there already stays. Without it, changes by\n"
+      "others show only when an entry's ttl ends.");
   sub->callback([options, &run] { run = [options] { return prepare(*options); }; });
 }
 

@@ -24,9 +24,7 @@ FeedState::FeedState(FeedOptions given)
     : options(std::move(given)),
       random(seed()),
       token(fmt::format("{:016x}", random.next())),
-      log({.tables = {},
-           .token = token,
-           .own = options.feed_for == FeedFor::node ? &own : nullptr}) {}
+      log({.tables = {}, .token = token}) {}
 
 void FeedState::say(std::string_view line) const {
   if (options.log) options.log(fmt::format("source {}: {}", options.name, line));
@@ -58,8 +56,6 @@ Feed::Feed(FeedOptions options) : state_(std::make_unique<FeedState>(std::move(o
 Feed::~Feed() {
   if (state_->options.metrics) state_->options.metrics->remove_callbacks(this);
 }
-
-OwnChanges& Feed::own() { return state_->own; }
 
 Task<void> Feed::run(TaskGroup& group, ChangeSink sink) {
   TaskGroup watching;

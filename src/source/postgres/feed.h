@@ -55,9 +55,6 @@ class Feed {
   // Source::run_feed. Once.
   Task<void> run(TaskGroup& group, ChangeSink sink);
 
-  // FeedFor::node: what this process tells here before its COMMIT is not delivered. Thread-safe.
-  OwnChanges& own();
-
  private:
   Task<void> interrupt_at_stop(TaskGroup& group);
 

@@ -13,7 +13,7 @@
 
 namespace larder::source::postgres {
 
-// What outlives a connection. Used on the feed's loop but for `own` and `slot_bytes`.
+// What outlives a connection. Used on the feed's loop but for `slot_bytes`.
 struct FeedState {
   explicit FeedState(FeedOptions options);
 
@@ -26,7 +26,6 @@ struct FeedState {
   const FeedOptions options;
   Random random;
   const std::string token;  // of our heartbeats
-  OwnChanges own;
   ChangeLog log;
   std::optional<Lsn> position;     // what the sink has; from here it wants to go on
   std::uint64_t source_id = 0;     // that `position` belongs to

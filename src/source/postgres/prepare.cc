@@ -5,9 +5,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 #include <map>
 
-#include "base/hash.h"
+#include "net/runtime.h"
 
 namespace larder::source::postgres {
 namespace {
@@ -287,6 +288,27 @@ void Examiner::publication(const Reply& reply) {
        .needs = std::move(needs)});
 }
 
+// Connects, and runs `work` with the connection, on a loop of its own.
+template <class T>
+Result<T> with_connection(const std::string& url, TimeUs deadline,
+                          const std::function<Task<Result<T>>(Connection&)>& work) {
+  const auto runtime = net::Runtime::create(1);
+  Result<T> outcome = fail(ErrorCode::internal, "nothing was done");
+  TaskGroup group;
+  const auto run = [&]() -> Task<void> {
+    Connection::Settings none;
+    auto db = co_await Connection::connect(url, std::move(none), deadline);
+    if (db)
+      outcome = co_await work(**db);
+    else
+      outcome = std::unexpected(db.error());
+    runtime->stop();
+  };
+  runtime->loop(0).post([&] { group.spawn(run()); });
+  runtime->run();
+  return outcome;
+}
+
 }  // namespace
 
 std::string feed_name(std::string_view space, std::string_view source) {
@@ -386,6 +408,17 @@ Task<Result<void>> apply(Connection& db, Preparation preparation, TimeUs deadlin
     co_return std::unexpected(std::move(error));
   }
   co_return Result<void>{};
+}
+
+Result<Preparation> examine_now(const std::string& url, const PrepareOptions& options,
+                                TimeUs deadline) {
+  return with_connection<Preparation>(
+      url, deadline, [&](Connection& db) { return examine(db, options, deadline); });
+}
+
+Result<void> apply_now(const std::string& url, const Preparation& preparation, TimeUs deadline) {
+  return with_connection<void>(
+      url, deadline, [&](Connection& db) { return apply(db, preparation, deadline); });
 }
 
 }  // namespace larder::source::postgres

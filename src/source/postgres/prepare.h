@@ -7,7 +7,7 @@
 //   slot          (FeedFor::fleet) keeps the log until it has been read; whoever holds it reads
 //   and settings and rights that only an administrator can give
 //
-// All functions suspend. Errors are those of the connection; what is missing is a value.
+// Errors are those of the connection; what is missing is a value.
 #pragma once
 
 #include <string>
@@ -52,12 +52,17 @@ struct Preparation {
   std::string why_not(std::string_view source) const;
 };
 
-// `db`: an ordinary connection.
+// `db`: an ordinary connection. Suspends.
 Task<Result<Preparation>> examine(Connection& db, PrepareOptions options, TimeUs deadline);
 
 // Runs the steps in one transaction, then those of the slot. Creating a slot waits for the
-// transactions that run to end. Errors also: source_refused, naming the statement.
+// transactions that run to end. Suspends. Errors also: source_refused, naming the statement.
 Task<Result<void>> apply(Connection& db, Preparation preparation, TimeUs deadline);
+
+// The same for those who have no loop, on a connection of their own to `url`. They block.
+Result<Preparation> examine_now(const std::string& url, const PrepareOptions& options,
+                                TimeUs deadline);
+Result<void> apply_now(const std::string& url, const Preparation& preparation, TimeUs deadline);
 
 // "slot larder_x, publication larder_y", for Capabilities::feed_rests_on.
 std::string rests_on(const PrepareOptions& options);

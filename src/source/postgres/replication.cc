@@ -59,49 +59,6 @@ std::optional<HeartbeatText> parse_heartbeat(std::string_view content) {
   return heartbeat;
 }
 
-// ---- own changes ----
-
-std::string OwnChanges::text(const RowChange& change) {
-  std::string out = std::to_string(change.watched_id);
-  for (const auto& value : change.values)
-    out += value ? fmt::format(":{}:{}", value->size(), *value) : ":-";
-  return out;
-}
-
-void OwnChanges::told(policy::TxnId x, std::span<const RowChange> changes) {
-  if (changes.empty()) return;
-  std::set<std::string> texts;
-  for (const RowChange& change : changes) texts.insert(text(change));
-  MutexLock lock(mutex_);
-  auto [entry, added] = changes_.try_emplace(x);
-  if (added) order_.push_back(x);
-  count_ -= entry->second.size();
-  entry->second.merge(texts);
-  count_ += entry->second.size();
-  while (count_ > kMost || order_.size() > kMost) {
-    const auto oldest = changes_.find(order_.front());
-    order_.pop_front();
-    if (oldest == changes_.end()) continue;
-    count_ -= oldest->second.size();
-    changes_.erase(oldest);
-  }
-}
-
-bool OwnChanges::contains(const RowChange& change) const {
-  MutexLock lock(mutex_);
-  const auto found = changes_.find(change.x);
-  return found != changes_.end() && found->second.contains(text(change));
-}
-
-void OwnChanges::forget(policy::TxnId x) {
-  MutexLock lock(mutex_);
-  const auto found = changes_.find(x);
-  if (found == changes_.end()) return;
-  count_ -= found->second.size();
-  changes_.erase(found);
-  std::erase(order_, x);
-}
-
 // ---- the stream ----
 
 ChangeLog::ChangeLog(Options options) : options_(std::move(options)) {}
@@ -177,7 +134,6 @@ Result<void> ChangeLog::commit(const Commit& commit) {
     return out_of_order("a transaction ends elsewhere than it says");
   Transaction done = std::move(*transaction_);
   transaction_.reset();
-  if (options_.own) options_.own->forget(done.x);
   // The sink may have moved on meanwhile.
   if (done.passed_over || commit.commit < position_) return {};
   reach(commit.end);
@@ -361,7 +317,6 @@ void ChangeLog::push(const Target& target, const std::vector<Value>& values) {
   change.values.reserve(values.size());
   for (const Value& value : values)
     change.values.push_back(value ? std::optional<std::string>(*value) : std::nullopt);
-  if (options_.own && options_.own->contains(change)) return;
   std::vector<RowChange>& changes = transaction_->changes;
   changes.push_back(std::move(change));
   if (changes.size() <= options_.most_changes) return;

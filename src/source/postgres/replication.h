@@ -5,20 +5,16 @@
 // changes than are worth naming, a row whose old values are not in the log, a watched column that
 // is gone. A change is never left out.
 //
-// Pure: no I/O, no clock. Used by one thread at a time, but for OwnChanges.
+// Pure: no I/O, no clock. Used by one thread at a time.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <optional>
-#include <set>
-#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
-#include "base/sync.h"
 #include "source/postgres/pgoutput.h"
 #include "source/source.h"
 
@@ -47,32 +43,12 @@ struct HeartbeatText {
 };
 std::optional<HeartbeatText> parse_heartbeat(std::string_view content);
 
-// Changes that this process has invalidated itself, before it sent COMMIT: a feed that serves this
-// process alone need not tell them again. Exactly what was told is left out, so that what a trigger
-// or a cascade did besides is not. Thread-safe.
-class OwnChanges {
- public:
-  // Bounded: the oldest transactions are forgotten, and then told once more.
-  void told(policy::TxnId x, std::span<const RowChange> changes) LARDER_EXCLUDES(mutex_);
-  bool contains(const RowChange& change) const LARDER_EXCLUDES(mutex_);
-  void forget(policy::TxnId x) LARDER_EXCLUDES(mutex_);  // it has been read
-
- private:
-  static constexpr std::size_t kMost = 20'000;  // changes
-  static std::string text(const RowChange& change);
-  mutable Mutex mutex_;
-  std::unordered_map<policy::TxnId, std::set<std::string>> changes_ LARDER_GUARDED_BY(mutex_);
-  std::deque<policy::TxnId> order_ LARDER_GUARDED_BY(mutex_);
-  std::size_t count_ LARDER_GUARDED_BY(mutex_) = 0;
-};
-
 class ChangeLog {
  public:
   struct Options {
     std::vector<TableName> tables;
     std::string token;                  // of this process's heartbeats
     std::size_t most_changes = 10'000;  // of one transaction, beyond which it means everything
-    OwnChanges* own = nullptr;          // to be left out; may be null, else outlives this
   };
   explicit ChangeLog(Options options);
 

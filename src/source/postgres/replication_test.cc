@@ -64,8 +64,7 @@ class ChangeLogTest : public ::testing::Test {
                            : relation(kItem, "public", "item", identity, {"*id", "name", "grp"});
   }
 
-  OwnChanges own_;
-  ChangeLog log_{{.tables = tables(), .token = "me", .most_changes = 20, .own = &own_}};
+  ChangeLog log_{{.tables = tables(), .token = "me", .most_changes = 20}};
   ChangeLog::Batch last_;
   Lsn at_ = 0x200;
 };
@@ -281,27 +280,6 @@ TEST_F(ChangeLogTest, KeepalivesMoveThePositionOutsideOfTransactions) {
   ASSERT_TRUE(take(begin(0x200, 1'001)));
   log_.take(Keepalive{.end = 0x400});
   EXPECT_FALSE(log_.ready());
-}
-
-TEST_F(ChangeLogTest, OwnChangesAreLeftOutIfTheyWereTold) {
-  own_.told(1'001, std::vector<RowChange>{{7, {"1"}, 1'001}, {8, {"10", "1"}, 1'001}});
-  transaction({item('f'), insert(kItem, {"1", "x", "10"}), insert(kItem, {"2", "x", "10"})});
-  EXPECT_THAT(changes(), ElementsAre("7:2", "8:10,2")) << "a trigger's row was not told";
-  transaction({insert(kItem, {"1", "x", "10"})});
-  EXPECT_THAT(changes(), ElementsAre("7:1", "8:10,1")) << "read once";
-}
-
-TEST(OwnChanges, AreBounded) {
-  OwnChanges own;
-  const auto change = [](policy::TxnId x) { return RowChange{7, {std::to_string(x)}, x}; };
-  for (policy::TxnId x = 1; x <= 30'000; ++x)
-    own.told(x, std::vector<RowChange>{change(x)});
-  EXPECT_FALSE(own.contains(change(10'000)));
-  EXPECT_TRUE(own.contains(change(10'001)));
-  EXPECT_TRUE(own.contains(change(30'000)));
-  EXPECT_FALSE(own.contains({7, {std::nullopt}, 30'000}));
-  own.forget(30'000);
-  EXPECT_FALSE(own.contains(change(30'000)));
 }
 
 TEST_F(ChangeLogTest, WhatIsNoStreamIsRefused) {
