@@ -37,8 +37,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                            .most_changes = kMost});
   log.begin_stream(1'000);
   while (rest.size() >= 2) {
-    const std::size_t length = static_cast<unsigned char>(rest[0]) << 8 |
-                               static_cast<unsigned char>(rest[1]);
+    const std::size_t length =
+        static_cast<unsigned char>(rest[0]) << 8 | static_cast<unsigned char>(rest[1]);
     rest.remove_prefix(2);
     const std::string_view bytes = rest.substr(0, length);
     rest.remove_prefix(bytes.size());

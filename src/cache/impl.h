@@ -15,6 +15,7 @@
 #include "cache/guarantee.h"
 #include "cache/node.h"
 #include "policy/freshness.h"
+#include "policy/own_writes.h"
 #include "source/sql_text.h"
 
 namespace larder::cache {
@@ -54,6 +55,11 @@ struct SourceRuntime {
     for (const auto& one : heartbeats)
       oldest = std::min(oldest, one.load(std::memory_order_acquire));
     return oldest;
+  }
+  policy::OwnWrites own;  // of a source whose feed echoes them
+  bool echoes() const {
+    const source::Capabilities& can = source->capabilities();
+    return can.feed && can.echoes && heartbeats.empty();
   }
   obs::Counter* invalidations = nullptr;  // through its feed
   obs::Histogram* lag = nullptr;
@@ -190,7 +196,7 @@ struct Node::Impl {
                                          std::span<const source::RowChange> changes) const;
   engine::Hooks hooks();
   Task<void> begin_incarnation(unsigned source, std::uint64_t source_id);
-  Task<Result<void>> void_source(unsigned source, std::string_view feed);
+  Task<Result<void>> void_source(unsigned source, std::string_view feed, policy::TxnId floor = 0);
   obs::Counter& invalidations(std::string_view feed);
 
   TimeUs now() const { return Loop::current()->now_us(); }

@@ -152,12 +152,16 @@ Task<void> Node::Impl::begin_incarnation(unsigned source, std::uint64_t source_i
   }
   co_await engine.new_epoch(source, source_id);
   if (!first) co_await void_source(source, "epoch");
+  runtime.own.clear();
   runtime.incarnation.store(source_id, std::memory_order_release);
   begun->notify();
 }
 
-Task<Result<void>> Node::Impl::void_source(unsigned source, std::string_view feed) {
-  engine::Change all{.source = source, .keys = {}, .tags = {}};
+// `floor`: loads that do not see everything up to it end are not stored any more; 0 = none.
+Task<Result<void>> Node::Impl::void_source(unsigned source, std::string_view feed,
+                                           policy::TxnId floor) {
+  engine::Change all{
+      .source = source, .x = floor, .and_before = floor != 0, .keys = {}, .tags = {}};
   for (const auto& cache : caches)
     if (cache->source == source) all.tags.push_back(cache->cache_tag);
   std::vector<engine::Change> changes{std::move(all)};
@@ -191,10 +195,13 @@ Task<Result<source::FeedOrder>> Node::Impl::apply(unsigned source, source::Chang
 Task<Result<source::FeedOrder>> Node::Impl::apply_here(unsigned source, source::ChangeBatch batch) {
   SourceRuntime& runtime = *sources[source];
   co_await begin_incarnation(source, batch.source_id);
-  if (batch.everything) co_await void_source(source, runtime.name);
+  if (batch.everything) co_await void_source(source, runtime.name, batch.floor.value_or(0));
   if (!batch.changes.empty()) {
     std::vector<engine::Change> changes = changes_of(source, batch.changes);
-    for (engine::Change& change : changes) change.source_id = batch.source_id;
+    for (engine::Change& change : changes) {
+      change.source_id = batch.source_id;
+      if (runtime.echoes()) runtime.own.leave_out(change.x, change.keys, change.tags);
+    }
     Result<void> done = co_await invalidate(std::move(changes), runtime.name);
     if (!done)
       co_return std::unexpected(

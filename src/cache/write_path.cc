@@ -275,6 +275,9 @@ Task<Result<std::vector<Written>>> Node::write(std::vector<WriteOp> ops) {
   for (engine::Change& change : changes)  // an x that is 0 belongs to no incarnation
     if (change.x != 0) change.source_id = transaction->source_id();
   const std::vector<engine::Change> changed = changes;
+  if (self.sources[*source]->echoes())
+    for (const engine::Change& change : changed)
+      if (change.x != 0) self.sources[*source]->own.note(change.x, change.keys, change.tags);
   Result<void> invalidated = co_await self.invalidate(std::move(changes), "write");
   // The engine is down. Where a feed covers the table it will tell what was changed; a strong cache
   // has no other way than this one.

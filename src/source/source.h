@@ -113,7 +113,7 @@ struct FeedOrder {
 
 // Whom the feed serves.
 enum class FeedFor : std::uint8_t {
-  node,   // this node's memory: what it wrote itself it knows already
+  node,   // this node's memory: what it wrote itself it knows already (but see echoes)
   fleet,  // an engine that nodes share: everything, its own changes included, from any position
 };
 
@@ -149,6 +149,7 @@ struct Capabilities {
   bool snapshots = false;     // Loaded::snapshot is known()
   bool feed = false;          // changes made by others are delivered to the sink
   std::string feed_rests_on;  // "triggers of larder source prepare, polled every 10ms"
+  bool echoes = false;        // a feed of this node alone delivers what this node wrote itself, too
   std::string why_no_feed;    // and what to do about it
 };
 

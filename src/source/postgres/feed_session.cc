@@ -8,14 +8,14 @@
 namespace larder::source::postgres {
 namespace {
 
-constexpr DurationUs kPatience = 10 * kSecond;        // of a statement, and of connecting
-constexpr DurationUs kSlotPatience = 600 * kSecond;   // it waits for the transactions that run
-constexpr DurationUs kSlowSlot = 5 * kSecond;         // after which one is told what it waits for
-constexpr DurationUs kLookAgain = 500 * kMillisecond; // is the slot free?
+constexpr DurationUs kPatience = 10 * kSecond;         // of a statement, and of connecting
+constexpr DurationUs kSlotPatience = 600 * kSecond;    // it waits for the transactions that run
+constexpr DurationUs kSlowSlot = 5 * kSecond;          // after which one is told what it waits for
+constexpr DurationUs kLookAgain = 500 * kMillisecond;  // is the slot free?
 constexpr DurationUs kQuickLook = 20 * kMillisecond;
 constexpr int kQuickLooks = 20;
 constexpr DurationUs kStatusEvery = kSecond;
-constexpr DurationUs kAskAfter = 10 * kSecond;        // of silence: are you there?
+constexpr DurationUs kAskAfter = 10 * kSecond;  // of silence: are you there?
 constexpr DurationUs kLostAfter = 30 * kSecond;
 constexpr DurationUs kRefusedPause = 50 * kMillisecond;
 constexpr std::size_t kMostRows = 1'000;    // in a batch, but for one large transaction
@@ -128,8 +128,7 @@ Task<Result<void>> FeedSession::open_sql() {
   for (const char* sql : {"SET synchronous_commit = local", "SET statement_timeout = 0",
                           "SET lock_timeout = 0", "SET idle_in_transaction_session_timeout = 0"})
     settle.push_back(Command::query(sql));
-  const auto settled =
-      co_await sql_->run(std::move(settle), monotonic_now_us() + kPatience);
+  const auto settled = co_await sql_->run(std::move(settle), monotonic_now_us() + kPatience);
   if (!settled) co_return std::unexpected(settled.error());
   const auto identity = co_await sql_->identify(monotonic_now_us() + kPatience);
   if (!identity) co_return std::unexpected(identity.error());
@@ -192,8 +191,8 @@ Task<Result<void>> FeedSession::take_slot() {
     const DurationUs pause = looks < kQuickLooks ? kQuickLook : kLookAgain;
     if (looks >= kQuickLooks)
       state_.note(fmt::format("another node reads slot {}; this one stands by", slot_));
-    const TimeUs next = monotonic_now_us() + pause +
-                        static_cast<DurationUs>(state_.random.below(pause / 4));
+    const TimeUs next =
+        monotonic_now_us() + pause + static_cast<DurationUs>(state_.random.below(pause / 4));
     co_await group_.sleep_until(next);
     if (auto on = going_on(); !on) co_return on;
   }
@@ -245,8 +244,8 @@ Task<Result<void>> FeedSession::create_slot() {
   Result<void> done;
   const TimeUs patience = monotonic_now_us() + kSlotPatience;
   if (state_.fleet()) {
-    Command command = Command::query(
-        "SELECT pg_create_logical_replication_slot($1, 'pgoutput')", {slot_});
+    Command command =
+        Command::query("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", {slot_});
     const auto made = co_await sql_->run_one(std::move(command), patience);
     if (!made) done = std::unexpected(made.error());
   } else {
@@ -263,9 +262,10 @@ Task<Result<void>> FeedSession::create_slot() {
 Task<void> FeedSession::say_if_slow(TaskGroup& waiting) {
   const bool made = co_await waiting.sleep_until(monotonic_now_us() + kSlowSlot);
   if (!made)
-    state_.note(fmt::format("slot {} is made when the transactions that run have ended; until then "
-                            "changes by others are not seen (see pg_stat_activity for the oldest)",
-                            slot_));
+    state_.note(
+        fmt::format("slot {} is made when the transactions that run have ended; until then "
+                    "changes by others are not seen (see pg_stat_activity for the oldest)",
+                    slot_));
 }
 
 // False: another node holds the slot.
@@ -339,11 +339,10 @@ Task<Result<void>> FeedSession::read() {
     if (auto on = going_on(); !on || again_) co_return on;
     const TimeUs now = monotonic_now_us();
     if (stream_->broken() || now - heard_at_ > kLostAfter)
-      co_return fail(
-          ErrorCode::source_down,
-          fmt::format("{} has said nothing, or taken nothing, for {} s", sql_->name(),
-                      (stream_->broken() ? kPatience : kLostAfter) / kSecond),
-          "postgres");
+      co_return fail(ErrorCode::source_down,
+                     fmt::format("{} has said nothing, or taken nothing, for {} s", sql_->name(),
+                                 (stream_->broken() ? kPatience : kLostAfter) / kSecond),
+                     "postgres");
     if (now - status_at_ >= kStatusEvery) {
       const Result<void> sent = co_await send_status(now - heard_at_ > kAskAfter);
       if (!sent) co_return sent;
@@ -462,8 +461,9 @@ Task<Result<void>> FeedSession::obey(FeedOrder order) {
       if (!begun) co_return std::unexpected(begun.error());
       batch = std::move(*begun);
     } else if (from < confirmed_) {
-      state_.say("the log does not reach back to where it would have to be read again: all entries "
-                 "of the source are void");
+      state_.say(
+          "the log does not reach back to where it would have to be read again: all entries "
+          "of the source are void");
       batch.from = from;
       batch.to = std::max(log.position(), confirmed_);
       batch.everything = true;
@@ -499,7 +499,8 @@ Task<Result<ChangeBatch>> FeedSession::epoch() {
   const auto end = parse_lsn(text((*replies)[0], 0));
   const auto floor = number<policy::TxnId>(text((*replies)[1], 1));
   if (!end || floor == 0)
-    co_return fail(ErrorCode::source_down, "the server does not say where its log ends", "postgres");
+    co_return fail(ErrorCode::source_down, "the server does not say where its log ends",
+                   "postgres");
   ChangeBatch batch{.from = *end, .to = *end};
   batch.source_id = state_.source_id;
   batch.xmin = number<policy::TxnId>(text((*replies)[1], 0));
@@ -512,8 +513,7 @@ Task<Result<void>> FeedSession::send_status(bool reply_wanted) {
   confirmed_ = std::max(confirmed_, may_confirm_);
   std::string status =
       status_update(std::max(received_, confirmed_), confirmed_, status_at_, reply_wanted);
-  const Result<void> sent =
-      co_await stream_->send_copy(std::move(status), status_at_ + kPatience);
+  const Result<void> sent = co_await stream_->send_copy(std::move(status), status_at_ + kPatience);
   co_return sent;
 }
 
@@ -557,11 +557,11 @@ Task<void> FeedSession::beat(TaskGroup& helpers) {
 // The message's position; "" if it is on the disk.
 Task<Result<std::string>> FeedSession::emit(TimeUs at) {
   const bool flushes = sql_->server_version() >= 170'000;
-  Command write = Command::query(
-      fmt::format("SELECT pg_logical_emit_message(false, 'larder',"
-                  " $1 || pg_snapshot_xmin(pg_current_snapshot())::text{})",
-                  flushes ? ", true" : ""),
-      {heartbeat_text(state_.token, at)});
+  Command write =
+      Command::query(fmt::format("SELECT pg_logical_emit_message(false, 'larder',"
+                                 " $1 || pg_snapshot_xmin(pg_current_snapshot())::text{})",
+                                 flushes ? ", true" : ""),
+                     {heartbeat_text(state_.token, at)});
   const auto reply = co_await ask(std::move(write));
   if (!reply) co_return std::unexpected(reply.error());
   co_return flushes ? std::string() : std::string(text(*reply, 0));
@@ -581,10 +581,10 @@ Task<Result<void>> FeedSession::check() {
   const std::uint64_t limit = state_.options.slot_limit_bytes;
   if (!state_.fleet() || limit == 0 || bytes <= limit / 2) co_return Result<void>{};
   if (bytes > limit)
-    co_return fail(ErrorCode::source_down,
-                   fmt::format("slot {} holds back {} bytes of the log, more than {}", slot_, bytes,
-                               limit),
-                   "postgres");
+    co_return fail(
+        ErrorCode::source_down,
+        fmt::format("slot {} holds back {} bytes of the log, more than {}", slot_, bytes, limit),
+        "postgres");
   if (!std::exchange(warned_of_slot_, true))
     state_.say(fmt::format("slot {} holds back {} bytes of the log; at {} it is dropped", slot_,
                            bytes, limit));

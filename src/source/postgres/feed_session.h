@@ -27,10 +27,10 @@ struct FeedState {
   Random random;
   const std::string token;  // of our heartbeats
   ChangeLog log;
-  std::optional<Lsn> position;     // what the sink has; from here it wants to go on
-  std::uint64_t source_id = 0;     // that `position` belongs to
-  bool owes_everything = false;    // changes may have been missed
-  bool slot_is_useless = false;    // it has to be made anew
+  std::optional<Lsn> position;   // what the sink has; from here it wants to go on
+  std::uint64_t source_id = 0;   // that `position` belongs to
+  bool owes_everything = false;  // changes may have been missed
+  bool slot_is_useless = false;  // it has to be made anew
   std::atomic<double> slot_bytes{0};
   std::string condition;
 };
@@ -102,14 +102,14 @@ class FeedSession {
   std::optional<Error> failure_;
   bool interrupted_ = false;
   bool reading_ = false;
-  bool again_ = false;         // begin again at state.position
+  bool again_ = false;  // begin again at state.position
   bool warned_of_slot_ = false;
   Lsn received_ = 0;
-  Lsn confirmed_ = 0;          // the log is kept from here; never told less
-  Lsn may_confirm_ = 0;        // the sink will not ask for what lies before
+  Lsn confirmed_ = 0;    // the log is kept from here; never told less
+  Lsn may_confirm_ = 0;  // the sink will not ask for what lies before
   TimeUs status_at_ = 0;
-  TimeUs heard_at_ = 0;        // anything from the server
-  TimeUs heartbeat_ = 0;       // that came back last
+  TimeUs heard_at_ = 0;   // anything from the server
+  TimeUs heartbeat_ = 0;  // that came back last
 };
 
 }  // namespace larder::source::postgres

@@ -11,16 +11,16 @@
 namespace larder::source::postgres {
 namespace {
 
-using testing::OtherClient;
-using testing::RunningFeed;
-using testing::RuntimeLoop;
-using testing::Server;
 using ::testing::Contains;
 using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
+using testing::OtherClient;
+using testing::RunningFeed;
+using testing::RuntimeLoop;
+using testing::Server;
 
 TimeUs soon() { return monotonic_now_us() + 20 * kSecond; }
 
@@ -39,8 +39,9 @@ class PostgresFeedTest : public ::testing::Test {
     if (!server_) return;
     feeds_.clear();
     kill_walsenders();
-    other_->query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-                  " WHERE database = current_database()");
+    other_->query(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        " WHERE database = current_database()");
   }
   void exec(const std::string& sql) { other_->exec(sql); }
   std::string query(const std::string& sql) { return other_->query(sql); }
@@ -80,8 +81,9 @@ class PostgresFeedTest : public ::testing::Test {
   }
   // Returns when they are gone.
   void kill_walsenders() {
-    query("SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots"
-          " WHERE database = current_database() AND active_pid IS NOT NULL");
+    query(
+        "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots"
+        " WHERE database = current_database() AND active_pid IS NOT NULL");
   }
 
   Server* server_ = nullptr;
@@ -165,8 +167,8 @@ TEST_F(PostgresFeedTest, CommitsAreInTheirOrderRollbacksAreNot) {
   exec("INSERT INTO item VALUES (12, 'kept', 1)");
   exec("COMMIT");
   feed.catch_up();
-  EXPECT_THAT(feed.sink.changes(), ElementsAre("7:2", "8:10,2", "7:1", "8:10,1", "7:10", "8:1,10",
-                                               "7:12", "8:1,12"));
+  EXPECT_THAT(feed.sink.changes(),
+              ElementsAre("7:2", "8:10,2", "7:1", "8:10,1", "7:10", "8:1,10", "7:12", "8:1,12"));
   const auto numbers = feed.sink.numbers();
   EXPECT_GT(numbers[0], numbers[2]);
   EXPECT_EQ(numbers[4], std::stoull(top));
@@ -177,8 +179,9 @@ TEST_F(PostgresFeedTest, KeysOfEveryTypeAreAsTheyAreWritten) {
   exec("CREATE TABLE many(a bigint, b uuid, c text, d numeric, PRIMARY KEY (a, b, c, d))");
   watched_ = {{1, "many", {"a", "b", "c", "d"}}};
   RunningFeed& feed = reading(FeedFor::fleet);
-  exec("INSERT INTO many VALUES (-9223372036854775808, 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11',"
-       " E'tab\\t\\u00e9 ,\\n', 1.50)");
+  exec(
+      "INSERT INTO many VALUES (-9223372036854775808, 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11',"
+      " E'tab\\t\\u00e9 ,\\n', 1.50)");
   feed.catch_up();
   EXPECT_THAT(feed.sink.changes(),
               ElementsAre("1:-9223372036854775808,a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11,tab\t\u00e9 "
@@ -289,11 +292,12 @@ TEST_F(PostgresFeedTest, AFloorLiesAboveWhateverHadBegun) {
   const auto end = parse_lsn(query("SELECT pg_current_wal_insert_lsn()"));
   feed.sink.orders = {{.go_on_from = {}, .new_epoch = true}};
   const auto answered = [&] {
-    return std::ranges::any_of(feed.sink.batches, [](const auto& b) { return b.floor.has_value(); });
+    return std::ranges::any_of(feed.sink.batches,
+                               [](const auto& b) { return b.floor.has_value(); });
   };
   feed.until(answered);
-  const auto& batch = *std::ranges::find_if(feed.sink.batches,
-                                            [](const auto& b) { return b.floor.has_value(); });
+  const auto& batch =
+      *std::ranges::find_if(feed.sink.batches, [](const auto& b) { return b.floor.has_value(); });
   EXPECT_GT(*batch.floor, begun);
   EXPECT_LE(batch.xmin, begun);
   EXPECT_EQ(batch.from, batch.to);
@@ -353,8 +357,10 @@ TEST_F(PostgresFeedTest, HistoryThatIsGoneIsEverything) {
   const Lsn first = feed.sink.batches[0].from;
   // Until the server knows that it may forget.
   feed.until([&] {
-    return query("SELECT confirmed_flush_lsn > '" + lsn_text(first) + "' FROM pg_replication_slots"
-                 " WHERE slot_name = '" + options(FeedFor::fleet).slot + "'") == "t";
+    return query("SELECT confirmed_flush_lsn > '" + lsn_text(first) +
+                 "' FROM pg_replication_slots"
+                 " WHERE slot_name = '" +
+                 options(FeedFor::fleet).slot + "'") == "t";
   });
   feed.sink.batches.clear();
   feed.sink.orders = {{.go_on_from = 1, .new_epoch = false}};
@@ -439,16 +445,22 @@ TEST_F(PostgresFeedTest, ASlotThatIsGoneIsMadeAnew) {
   RunningFeed& feed = reading(FeedFor::fleet);
   const std::string slot = options(FeedFor::fleet).slot;
   // Whoever is faster: the feed comes back at once.
-  exec("DO $$BEGIN LOOP PERFORM pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots"
-       " WHERE slot_name = '" + slot + "' AND active_pid IS NOT NULL; BEGIN"
-       " PERFORM pg_drop_replication_slot('" + slot + "'); EXIT; EXCEPTION WHEN OTHERS THEN END;"
-       " END LOOP; END$$");
+  exec(
+      "DO $$BEGIN LOOP PERFORM pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots"
+      " WHERE slot_name = '" +
+      slot +
+      "' AND active_pid IS NOT NULL; BEGIN"
+      " PERFORM pg_drop_replication_slot('" +
+      slot +
+      "'); EXIT; EXCEPTION WHEN OTHERS THEN END;"
+      " END LOOP; END$$");
   exec("INSERT INTO item VALUES (10, 'x', 1)");
   feed.until([&] { return feed.sink.everything() > 0; });
   exec("INSERT INTO item VALUES (11, 'x', 1)");
   feed.catch_up();
   EXPECT_TRUE(feed.sink.has("7:11"));
-  EXPECT_EQ(query("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '" + slot + "'"), "1");
+  EXPECT_EQ(query("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '" + slot + "'"),
+            "1");
 }
 
 TEST_F(PostgresFeedTest, ASlotBeyondItsLimitIsDropped) {

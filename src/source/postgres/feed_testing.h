@@ -26,9 +26,9 @@ inline std::string text(const RowChange& change) {
 // What a feed has delivered, and what it is told next.
 struct FeedSink {
   std::vector<ChangeBatch> batches;
-  std::deque<FeedOrder> orders;       // one a batch, then `always`
+  std::deque<FeedOrder> orders;  // one a batch, then `always`
   FeedOrder always;
-  int refuse = 0;                     // so many batches with changes
+  int refuse = 0;  // so many batches with changes
 
   ChangeSink sink() {
     return [this](ChangeBatch batch) { return take(*this, std::move(batch)); };

@@ -79,11 +79,8 @@ Tuple read_tuple(Reader& in) {
   for (std::size_t i = 0; i < count && in.ok(); ++i) {
     Field& field = tuple.emplace_back();
     switch (in.byte()) {
-      case 'n':
-        break;
-      case 'u':
-        field.kind = Field::Kind::unchanged;
-        break;
+      case 'n': break;
+      case 'u': field.kind = Field::Kind::unchanged; break;
       case 't':
         field.kind = Field::Kind::value;
         field.text = in.bytes(in.u32());
@@ -165,8 +162,7 @@ Message read_body(char kind, Reader& in) {
       origin.name = in.text();
       return origin;
     }
-    case 'R':
-      return read_relation(in);
+    case 'R': return read_relation(in);
     case 'Y': {
       const Type type{.id = in.u32()};
       in.text();
@@ -179,8 +175,7 @@ Message read_body(char kind, Reader& in) {
       insert.row = read_tuple(in);
       return insert;
     }
-    case 'U':
-      return read_update(in);
+    case 'U': return read_update(in);
     case 'D': {
       Delete gone{.relation = in.u32(), .old = {}};
       const char old = in.byte();
@@ -188,8 +183,7 @@ Message read_body(char kind, Reader& in) {
       gone.old = read_old(in, old);
       return gone;
     }
-    case 'T':
-      return read_truncate(in);
+    case 'T': return read_truncate(in);
     case 'M': {
       LogicalMessage message{.transactional = (in.number(1) & 1) != 0};
       message.lsn = in.u64();
@@ -197,9 +191,7 @@ Message read_body(char kind, Reader& in) {
       message.content = in.bytes(in.u32());
       return message;
     }
-    default:
-      in.refuse();
-      return Type{};
+    default: in.refuse(); return Type{};
   }
 }
 
@@ -250,8 +242,8 @@ Result<Frame> parse_frame(std::string_view bytes) {
     return malformed("a frame of kind " + shown(bytes.front()));
   }
   if (!in.ok() || in.left() > 0)
-    return malformed(fmt::format("a frame of kind {} with {} bytes", shown(bytes.front()),
-                                 bytes.size()));
+    return malformed(
+        fmt::format("a frame of kind {} with {} bytes", shown(bytes.front()), bytes.size()));
   return frame;
 }
 
@@ -270,8 +262,7 @@ Result<Message> pgoutput::parse_message(std::string_view bytes) {
   Reader in(bytes.substr(1));
   Message message = read_body(bytes.front(), in);
   if (!in.ok() || in.left() > 0)
-    return malformed(
-        fmt::format("message {} of {} bytes", shown(bytes.front()), bytes.size()));
+    return malformed(fmt::format("message {} of {} bytes", shown(bytes.front()), bytes.size()));
   return message;
 }
 

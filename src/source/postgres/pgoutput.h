@@ -54,8 +54,8 @@ std::string status_update(Lsn received, Lsn flushed, TimeUs now, bool reply_want
 
 namespace pgoutput {
 
-inline constexpr std::size_t kMaxColumns = 1'664;  // of PostgreSQL itself
-inline constexpr std::size_t kMaxTruncated = 65'536;    // tables of one TRUNCATE
+inline constexpr std::size_t kMaxColumns = 1'664;     // of PostgreSQL itself
+inline constexpr std::size_t kMaxTruncated = 65'536;  // tables of one TRUNCATE
 
 struct Begin {
   Lsn commit = 0;  // where the commit record begins

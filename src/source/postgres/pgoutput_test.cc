@@ -49,7 +49,8 @@ TEST(Lsn, Text) {
   EXPECT_EQ(lsn_text(0), "0/0");
   EXPECT_EQ(parse_lsn("16/B374D848"), 0x16'B374D848);
   EXPECT_EQ(parse_lsn("FFFFFFFF/FFFFFFFF"), ~Lsn{0});
-  for (const char* wrong : {"", "/", "1", "1/", "/1", "1/2/3", "1/123456789", "g/1", "-1/1", "1/ 2"})
+  for (const char* wrong :
+       {"", "/", "1", "1/", "/1", "1/2/3", "1/123456789", "g/1", "-1/1", "1/ 2"})
     EXPECT_EQ(parse_lsn(wrong), std::nullopt) << wrong;
 }
 
@@ -145,8 +146,8 @@ TEST(Message, CutAnywhereItIsRefused) {
 TEST(Message, CountsAreCheckedAgainstWhatIsThere) {
   EXPECT_FALSE(pgoutput::parse_message(Bytes("I").u32(1).raw("N").u16(0xffff).str()));
   EXPECT_FALSE(pgoutput::parse_message(Bytes("T").u32(0xffffffff).u8(0).str()));
-  EXPECT_FALSE(pgoutput::parse_message(
-      Bytes("R").u32(1).text("a").text("b").raw("d").u16(0xffff).str()));
+  EXPECT_FALSE(
+      pgoutput::parse_message(Bytes("R").u32(1).text("a").text("b").raw("d").u16(0xffff).str()));
   const Cells many(pgoutput::kMaxColumns + 1, "");
   EXPECT_FALSE(pgoutput::parse_message(insert(1, many)));
   EXPECT_TRUE(pgoutput::parse_message(insert(1, Cells(pgoutput::kMaxColumns, ""))));

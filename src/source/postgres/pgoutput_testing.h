@@ -80,7 +80,13 @@ inline std::string update(std::uint32_t id, const Cells& row) {
 }
 // kind: 'K' or 'O'
 inline std::string update(std::uint32_t id, char kind, const Cells& old, const Cells& row) {
-  return Bytes("U").u32(id).raw(std::string(1, kind)).raw(tuple(old)).raw("N").raw(tuple(row)).str();
+  return Bytes("U")
+      .u32(id)
+      .raw(std::string(1, kind))
+      .raw(tuple(old))
+      .raw("N")
+      .raw(tuple(row))
+      .str();
 }
 inline std::string erase(std::uint32_t id, char kind, const Cells& old) {
   return Bytes("D").u32(id).raw(std::string(1, kind)).raw(tuple(old)).str();

@@ -113,32 +113,35 @@ class Examiner {
 void Examiner::server(const Reply& reply) {
   auto& obstacles = result_.obstacles;
   if (version_ < kLeastVersion)
-    obstacles.push_back(fmt::format("PostgreSQL 14 or later is needed (this is {}.{}): earlier ones "
-                                    "do not send Larder's own heartbeats with the log",
-                                    version_ / 10'000, version_ % 10'000));
+    obstacles.push_back(
+        fmt::format("PostgreSQL 14 or later is needed (this is {}.{}): earlier ones "
+                    "do not send Larder's own heartbeats with the log",
+                    version_ / 10'000, version_ % 10'000));
   role_ = text(reply, 0, 11);
   database_ = text(reply, 0, 10);
   may_create_ = yes(reply, 0, 9);
-  if (yes(reply, 0, 1))
-    obstacles.emplace_back("this is a standby: name the primary in the url");
+  if (yes(reply, 0, 1)) obstacles.emplace_back("this is a standby: name the primary in the url");
   if (text(reply, 0, 0) != "logical")
-    obstacles.push_back(fmt::format("wal_level is {}: as superuser ALTER SYSTEM SET wal_level = "
-                                    "'logical', then restart the server",
-                                    text(reply, 0, 0)));
-  if (!yes(reply, 0, 3))
     obstacles.push_back(
-        fmt::format("the role may not read the log: as superuser ALTER ROLE {} REPLICATION", role_));
+        fmt::format("wal_level is {}: as superuser ALTER SYSTEM SET wal_level = "
+                    "'logical', then restart the server",
+                    text(reply, 0, 0)));
+  if (!yes(reply, 0, 3))
+    obstacles.push_back(fmt::format(
+        "the role may not read the log: as superuser ALTER ROLE {} REPLICATION", role_));
   slots_ = integer(reply, 0, 4);
   slots_are_full_ = integer(reply, 0, 5) >= slots_;
   const std::int64_t senders = integer(reply, 0, 6);
   if (senders == 0)
-    obstacles.emplace_back("max_wal_senders is 0: as superuser ALTER SYSTEM SET max_wal_senders = "
-                           "10, then restart the server");
+    obstacles.emplace_back(
+        "max_wal_senders is 0: as superuser ALTER SYSTEM SET max_wal_senders = "
+        "10, then restart the server");
   else if (integer(reply, 0, 7) >= senders)
-    result_.warnings.push_back(fmt::format("all {} max_wal_senders are in use: as superuser ALTER "
-                                           "SYSTEM SET max_wal_senders = {}, then restart the "
-                                           "server",
-                                           senders, senders + 10));
+    result_.warnings.push_back(
+        fmt::format("all {} max_wal_senders are in use: as superuser ALTER "
+                    "SYSTEM SET max_wal_senders = {}, then restart the "
+                    "server",
+                    senders, senders + 10));
   if (options_.feed_for == FeedFor::fleet && text(reply, 0, 8) == "-1")
     result_.warnings.push_back(
         fmt::format("max_slot_wal_keep_size is not set: while no Larder reads slot {}, the log "
@@ -175,16 +178,17 @@ void Examiner::slot(const Reply& reply) {
 void Examiner::table(const WatchedTable& watched, const Reply& reply) {
   auto& obstacles = result_.obstacles;
   if (reply.rows() == 0) {
-    obstacles.push_back(fmt::format("there is no table {}: correct depends_on, or the search_path "
-                                    "of the role",
-                                    watched.table));
+    obstacles.push_back(
+        fmt::format("there is no table {}: correct depends_on, or the search_path "
+                    "of the role",
+                    watched.table));
     return;
   }
   const std::string quoted(text(reply, 0, 3));
   const char kind = text(reply, 0, 4).empty() ? ' ' : text(reply, 0, 4).front();
   if (kind != 'r' && kind != 'p') {
-    obstacles.push_back(fmt::format("{} is not a table: depends_on has to name the tables behind it",
-                                    quoted));
+    obstacles.push_back(
+        fmt::format("{} is not a table: depends_on has to name the tables behind it", quoted));
     return;
   }
   if (text(reply, 0, 5) != "p") {
@@ -203,9 +207,8 @@ void Examiner::table(const WatchedTable& watched, const Reply& reply) {
     std::vector<std::string> uncovered;
     for (int i = row; i < row + columns; ++i) {
       if (!reply.value(i, 11)) {
-        obstacles.push_back(
-            fmt::format("{} has no column {}: correct depends_on", text(reply, i, 3),
-                        text(reply, i, 10)));
+        obstacles.push_back(fmt::format("{} has no column {}: correct depends_on",
+                                        text(reply, i, 3), text(reply, i, 10)));
         return;
       }
       if (!yes(reply, i, 12)) uncovered.emplace_back(text(reply, i, 11));
@@ -214,23 +217,24 @@ void Examiner::table(const WatchedTable& watched, const Reply& reply) {
     if (!uncovered.empty()) identity(reply, row, uncovered);
   }
   if (yes(reply, 0, 14))
-    obstacles.push_back(fmt::format("publication {} leaves out rows or columns of {}: as its owner "
-                                    "ALTER PUBLICATION {} DROP TABLE {}, then `larder source "
-                                    "prepare {}`",
-                                    options_.publication, quoted, options_.publication, quoted,
-                                    options_.source));
+    obstacles.push_back(
+        fmt::format("publication {} leaves out rows or columns of {}: as its owner "
+                    "ALTER PUBLICATION {} DROP TABLE {}, then `larder source "
+                    "prepare {}`",
+                    options_.publication, quoted, options_.publication, quoted, options_.source));
   if (!yes(reply, 0, 9))
-    result_.warnings.push_back(fmt::format("the role may not read {}: as its owner GRANT SELECT ON "
-                                           "{} TO {}",
-                                           quoted, quoted, role_));
+    result_.warnings.push_back(
+        fmt::format("the role may not read {}: as its owner GRANT SELECT ON "
+                    "{} TO {}",
+                    quoted, quoted, role_));
   if (!yes(reply, 0, 13) && !published_[quoted]) {
     published_[quoted] = true;
     result_.steps.push_back(
         {.sql = fmt::format("ALTER PUBLICATION {} ADD TABLE {}", options_.publication, quoted),
          .why = fmt::format("changes of {} are to be sent", quoted),
-         .needs = yes(reply, 0, 7) ? std::string()
-                                   : fmt::format("ownership of {} (role {})", quoted,
-                                                 text(reply, 0, 8))});
+         .needs = yes(reply, 0, 7)
+                      ? std::string()
+                      : fmt::format("ownership of {} (role {})", quoted, text(reply, 0, 8))});
   }
   result_.tables.push_back(std::move(name));
 }
@@ -263,8 +267,8 @@ void Examiner::publication(const Reply& reply) {
     if (!yes(reply, 0, 2))
       for (Preparation::Step& step : result_.steps)
         if (step.needs.empty() && step.sql.starts_with("ALTER PUBLICATION"))
-          step.needs = fmt::format("ownership of publication {} (role {})", name,
-                                   text(reply, 0, 3));
+          step.needs =
+              fmt::format("ownership of publication {} (role {})", name, text(reply, 0, 3));
     return;
   }
   std::vector<std::string> tables;
@@ -281,11 +285,10 @@ void Examiner::publication(const Reply& reply) {
     if (!needs.empty()) needs += ", and ";
     needs += fmt::format("GRANT CREATE ON DATABASE {} TO {}", database_, role_);
   }
-  result_.steps.push_back(
-      {.sql = fmt::format("CREATE PUBLICATION {} FOR TABLE {} WITH ({})", name,
-                          fmt::join(tables, ", "), kWith),
-       .why = "which tables' changes are sent",
-       .needs = std::move(needs)});
+  result_.steps.push_back({.sql = fmt::format("CREATE PUBLICATION {} FOR TABLE {} WITH ({})", name,
+                                              fmt::join(tables, ", "), kWith),
+                           .why = "which tables' changes are sent",
+                           .needs = std::move(needs)});
 }
 
 // Connects, and runs `work` with the connection, on a loop of its own.
@@ -403,8 +406,9 @@ Task<Result<void>> apply(Connection& db, Preparation preparation, TimeUs deadlin
     Error error = created.error();
     error.message = fmt::format("{}: {}", step.sql, error.message);
     if (error.code == ErrorCode::timeout)
-      error.message += "; a slot is made when the transactions that run have ended: see "
-                       "pg_stat_activity for the oldest";
+      error.message +=
+          "; a slot is made when the transactions that run have ended: see "
+          "pg_stat_activity for the oldest";
     co_return std::unexpected(std::move(error));
   }
   co_return Result<void>{};
@@ -417,8 +421,8 @@ Result<Preparation> examine_now(const std::string& url, const PrepareOptions& op
 }
 
 Result<void> apply_now(const std::string& url, const Preparation& preparation, TimeUs deadline) {
-  return with_connection<void>(
-      url, deadline, [&](Connection& db) { return apply(db, preparation, deadline); });
+  return with_connection<void>(url, deadline,
+                               [&](Connection& db) { return apply(db, preparation, deadline); });
 }
 
 }  // namespace larder::source::postgres

@@ -40,10 +40,11 @@ struct Preparation {
     std::string why;    // what it is good for
     std::string needs;  // the right that it takes; "" = the role has it
   };
-  std::vector<TableName> tables;       // the watched tables that there are
-  std::vector<Step> steps;             // in one transaction
-  std::vector<Step> slot;              // afterwards; the feed does it itself, too
-  std::vector<std::string> obstacles;  // what no statement of an application's role cures, and what does
+  std::vector<TableName> tables;  // the watched tables that there are
+  std::vector<Step> steps;        // in one transaction
+  std::vector<Step> slot;         // afterwards; the feed does it itself, too
+  std::vector<std::string>
+      obstacles;  // what no statement of an application's role cures, and what does
   std::vector<std::string> warnings;
 
   // Will the log tell every change?

@@ -8,11 +8,11 @@
 namespace larder::source::postgres {
 namespace {
 
-using testing::OtherClient;
-using testing::Server;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using testing::OtherClient;
+using testing::Server;
 
 TimeUs soon() { return monotonic_now_us() + 20 * kSecond; }
 
@@ -45,8 +45,9 @@ class PostgresPrepareTest : public ::testing::Test {
   }
   void TearDown() override {
     if (other_)
-      other_->query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-                    " WHERE database = current_database()");
+      other_->query(
+          "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+          " WHERE database = current_database()");
   }
   Preparation look() { return look(url_); }
   Preparation look(const std::string& url) {
@@ -90,8 +91,7 @@ TEST_F(PostgresPrepareTest, WhatIsMissingIsDoneOnce) {
   EXPECT_EQ(second.tables[0].schema, "public");
   EXPECT_EQ(second.tables[0].name, "item");
   EXPECT_THAT(second.warnings, ElementsAre(HasSubstr("max_slot_wal_keep_size")));
-  EXPECT_EQ(rests_on(options_),
-            "slot " + options_.slot + ", publication " + options_.publication);
+  EXPECT_EQ(rests_on(options_), "slot " + options_.slot + ", publication " + options_.publication);
 }
 
 TEST_F(PostgresPrepareTest, AKeyThatCoversTheColumnsNeedsNoMore) {
@@ -136,7 +136,8 @@ TEST_F(PostgresPrepareTest, WhatOthersPreparedStays) {
 }
 
 TEST_F(PostgresPrepareTest, PartitionsDecideWhatIsLogged) {
-  other_->exec("CREATE TABLE parts(id integer, grp integer, PRIMARY KEY (id)) PARTITION BY RANGE (id)");
+  other_->exec(
+      "CREATE TABLE parts(id integer, grp integer, PRIMARY KEY (id)) PARTITION BY RANGE (id)");
   other_->exec("CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100)");
   options_.watched = {{9, "parts", {"grp"}}};
   EXPECT_THAT(sql(look()), ElementsAre("ALTER TABLE public.parts REPLICA IDENTITY FULL",
@@ -173,8 +174,7 @@ TEST_F(PostgresPrepareTest, ARoleWithoutRightsIsToldWhichOnes) {
   std::string url = url_;
   url.replace(url.find("larder@"), 7, role + "@");
   const Preparation found = look(url);
-  EXPECT_THAT(found.obstacles,
-              ElementsAre(HasSubstr("ALTER ROLE " + role + " REPLICATION")));
+  EXPECT_THAT(found.obstacles, ElementsAre(HasSubstr("ALTER ROLE " + role + " REPLICATION")));
   EXPECT_THAT(found.warnings,
               ::testing::Contains(HasSubstr("GRANT SELECT ON public.item TO " + role)));
   ASSERT_EQ(found.steps.size(), 2U);

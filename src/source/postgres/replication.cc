@@ -287,10 +287,8 @@ ChangeLog::Seen ChangeLog::old_value(const Known& known, Row row, std::size_t co
 ChangeLog::Seen ChangeLog::new_value(const Known& known, Row row, std::size_t column) {
   const Field& field = (*row.now)[column];
   switch (field.kind) {
-    case Field::Kind::null:
-      return Value();
-    case Field::Kind::value:
-      return Value(field.text);
+    case Field::Kind::null: return Value();
+    case Field::Kind::value: return Value(field.text);
     case Field::Kind::unchanged:
       // Not in the new row again: the old one has it or nobody.
       if (!row.old || row.old->row.empty()) return std::nullopt;
@@ -323,9 +321,10 @@ void ChangeLog::push(const Target& target, const std::vector<Value>& values) {
   transaction_->everything = true;
   changes = {};
   if (why_.size() < kMostReasons)
-    why_.push_back(fmt::format("one transaction made more than {} changes: all entries of the "
-                               "source are void",
-                               options_.most_changes));
+    why_.push_back(
+        fmt::format("one transaction made more than {} changes: all entries of the "
+                    "source are void",
+                    options_.most_changes));
 }
 
 }  // namespace larder::source::postgres

@@ -172,8 +172,8 @@ TEST_F(ChangeLogTest, ColumnsComeAndGo) {
   transaction({relation(kItem, "public", "item", 'f', {"*new", "*grp", "*id"}),
                insert(kItem, {"x", "10", "1"})});
   EXPECT_THAT(changes(), ElementsAre("7:1", "8:10,1")) << "by name, not by place";
-  transaction({relation(kItem, "public", "item", 'f', {"*id", "*category"}),
-               insert(kItem, {"1", "10"})});
+  transaction(
+      {relation(kItem, "public", "item", 'f', {"*id", "*category"}), insert(kItem, {"1", "10"})});
   EXPECT_THAT(changes(), IsEmpty());
   EXPECT_TRUE(last_.batch.everything);
   EXPECT_THAT(last_.why, ElementsAre(HasSubstr("public.item has no column grp any more")));
@@ -184,8 +184,8 @@ TEST_F(ChangeLogTest, ColumnsComeAndGo) {
 }
 
 TEST_F(ChangeLogTest, OtherTablesAndSchemasAreNotOurs) {
-  transaction({relation(kOther, "private", "item", 'd', {"*id", "grp"}),
-               insert(kOther, {"1", "2"}), erase(kOther, 'K', {"1", std::nullopt})});
+  transaction({relation(kOther, "private", "item", 'd', {"*id", "grp"}), insert(kOther, {"1", "2"}),
+               erase(kOther, 'K', {"1", std::nullopt})});
   EXPECT_THAT(changes(), IsEmpty());
   EXPECT_FALSE(last_.batch.everything);
   EXPECT_EQ(last_.batch.to, 0x210U);
@@ -206,8 +206,7 @@ TEST_F(ChangeLogTest, APartitionMayLogLessThanItsTableSays) {
 
 TEST_F(ChangeLogTest, LargeTransactionsAreEverythingAndStaySmall) {
   std::vector<std::string> messages = {item('d')};
-  for (int i = 0; i < 1'000; ++i)
-    messages.push_back(insert(kItem, {std::to_string(i), "x", "10"}));
+  for (int i = 0; i < 1'000; ++i) messages.push_back(insert(kItem, {std::to_string(i), "x", "10"}));
   transaction(messages);
   transaction({insert(kItem, {"1", "x", "10"})});
   EXPECT_EQ(log_.waiting(), 0U) << "what comes behind it in the same batch is part of everything";
