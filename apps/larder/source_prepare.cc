@@ -29,6 +29,11 @@ int prepare(const Options& options) {
     fmt::print(stderr, "{} declares no [source.{}]\n", options.file, options.name);
     return kUsage;
   }
+  if (spec->url.starts_with("postgres")) {
+    fmt::print("nothing to do: source {} is PostgreSQL, which this version prepares nothing in\n",
+               spec->name);
+    return kDone;
+  }
   const auto path = sqlite::path_of_url(spec->url);
   if (!path) return complain(path.error());
   const auto watched = cache::Node::watched_tables(config->caches, spec->name);
