@@ -46,9 +46,9 @@ CacheMetrics make_metrics(obs::Registry& registry, const std::string& cache) {
   return m;
 }
 
-std::vector<std::string> placeholder_names(const std::string& sql) {
+std::vector<std::string> placeholder_names(const CacheSpec& spec, const std::string& sql) {
   if (sql.empty()) return {};
-  const Result<source::SqlText> text = source::SqlText::parse(sql);
+  const Result<source::SqlText> text = source::SqlText::parse(sql, spec.dialect);
   LARDER_ASSERT(text.has_value());  // config/ has parsed it before
   return text->names();
 }
@@ -119,7 +119,7 @@ std::vector<source::LoadStatement> Node::load_statements(const std::vector<Cache
                                  .shape = source::ResultShape::array,
                                  .key_params = {},
                                  .tag_columns = {}};
-      warm.key_params = placeholder_names(cache.warm);  // :n or nothing
+      warm.key_params = placeholder_names(cache, cache.warm);  // :n or nothing
       statements.push_back(std::move(warm));
     }
   }
@@ -178,10 +178,10 @@ Node::Impl::Impl(Parts given)
     // Not keyed: all nodes that run this version of the service agree on it.
     cache->schema = fmt::format("{}.{:016x}", spec.name,
                                 hash_bytes(spec.key.text() + '\n' + spec.load, kSchemaSeed));
-    cache->load_names = placeholder_names(spec.load);
-    cache->store_names = placeholder_names(spec.store);
-    cache->remove_names = placeholder_names(spec.remove);
-    cache->increment_names = placeholder_names(spec.increment);
+    cache->load_names = placeholder_names(spec, spec.load);
+    cache->store_names = placeholder_names(spec, spec.store);
+    cache->remove_names = placeholder_names(spec, spec.remove);
+    cache->increment_names = placeholder_names(spec, spec.increment);
     cache->metrics = make_metrics(metrics, spec.name);
     prefixes.emplace_back(spec.key.prefix(), static_cast<int>(i));
     caches.push_back(std::move(cache));

@@ -642,7 +642,7 @@ Task<Result<Warmed>> Node::warm(std::string name, std::uint64_t limit) {
                                name));
   source::Params params{
       {"n", static_cast<std::int64_t>(std::min<std::uint64_t>(limit, INT64_MAX))}};
-  if (source::SqlText::parse(spec.warm)->names().empty()) params.clear();
+  if (source::SqlText::parse(spec.warm, spec.dialect)->names().empty()) params.clear();
   const auto statement = static_cast<std::uint32_t>(self.caches.size() + cache->id - 1u);
   const TimeUs deadline =
       saturating_add(began, std::max<DurationUs>(spec.load_timeout_us, 30 * kSecond));

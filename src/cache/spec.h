@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "policy/key_pattern.h"
 #include "source/source.h"
+#include "source/sql_text.h"
 
 namespace larder::cache {
 
@@ -35,6 +36,7 @@ struct CacheSpec {
   std::string name;
   policy::KeyPattern key;
   std::string source;
+  source::Dialect dialect = source::Dialect::sqlite;  // of its statements: that of its source
   std::string load;
   std::string store;  // "" = not declared
   std::string remove;

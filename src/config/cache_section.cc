@@ -348,11 +348,11 @@ CacheSpec read_cache(Section& s, std::string_view name, const std::vector<std::s
   } else if (!s.has("key")) {
     s.missing("key", fmt::format("the pattern of its keys, such as \"{}:{{id:int}}\"", name));
   }
-  const source::Dialect dialect = read_source_name(s, spec, sources, specs);
+  spec.dialect = read_source_name(s, spec, sources, specs);
   std::size_t shape = 0;
   if (s.choice("result", {"object", "array", "value"}, shape))
     spec.result = static_cast<source::ResultShape>(shape);
-  read_statements(s, spec, dialect);
+  read_statements(s, spec, spec.dialect);
   read_write_mode(s, spec);
   read_times(s, spec);
   read_consistency(s, spec);

@@ -336,11 +336,22 @@ TEST(ConfigErrors, Sections) {
        "t:2:7: 'url' in [source.shop]: a database in memory belongs to one connection only; use a "
        "file"},
       {"[source.shop]\nurl = \"mariadb://h/d\"\n",
-       "t:2:7: source 'mariadb' is not in this version: use \"sqlite:<path>\""},
+       "t:2:7: source 'mariadb' is not in this version: use \"sqlite:<path>\" or "
+       "\"postgresql://<host>/<database>\""},
       {"[source.shop]\nurl = \"sqlte:x\"\n",
-       "t:2:7: unknown kind of source 'sqlte': use \"sqlite:<path>\"; did you mean 'sqlite'?"},
+       "t:2:7: unknown kind of source 'sqlte': use \"sqlite:<path>\" or "
+       "\"postgresql://<host>/<database>\"; did you mean 'sqlite'?"},
       {"[source.shop]\nurl = \"shop.db\"\n",
-       "t:2:7: 'url' in [source.shop] has no scheme: use \"sqlite:<path>\""},
+       "t:2:7: 'url' in [source.shop] has no scheme: use \"sqlite:<path>\" or "
+       "\"postgresql://<host>/<database>\""},
+      {"[source.shop]\nurl = \"postgresql://h:x/d\"\n",
+       "t:2:7: 'url' in [source.shop]: libpq does not take the url: invalid port number; write "
+       "postgresql://user:password@host:5432/database?sslmode=require"},
+      {"[source.shop]\nurl = \"postgresql://h/d\"\npoll = \"1s\"\n",
+       "t:3:8: 'poll' in [source.shop]: PostgreSQL is not polled; leave it out"},
+      {"[source.shop]\nurl = \"postgres://h/d\"\nquery_log = \"x\"\n",
+       "t:3:13: 'query_log' in [source.shop] is for SQLite: PostgreSQL writes its own, see its "
+       "log_statement and log_min_duration_statement"},
       {"[source.shop]\nurl = \"sqlite:x\"\npol = 8\n",
        "t:3:1: unknown key 'pol' in [source.shop]; did you mean 'pool'?"},
       {"[source.shop]\nurl = \"sqlite:x\"\npoll = \"2h\"\n",
@@ -483,7 +494,8 @@ TEST(ConfigErrors, OverlappingPatternsNameEachOther) {
 TEST(ConfigErrors, AWrongSourceIsNotMissedByItsCaches) {
   EXPECT_THAT(messages("[source.shop]\nurl = \"http://x\"\n[cache.a]\nsource = \"shop\"\n"
                        "key = \"a:{x}\"\nload = \"SELECT :x\"\n"),
-              ElementsAre("t:2:7: source 'http' is not in this version: use \"sqlite:<path>\""));
+              ElementsAre("t:2:7: source 'http' is not in this version: use \"sqlite:<path>\" or "
+                          "\"postgresql://<host>/<database>\""));
 }
 
 TEST(ConfigErrors, SqlTellsPlaceholdersFromTheRest) {
@@ -541,7 +553,9 @@ TEST(Secrets, AreNeverPrinted) {
            "[node]\nrequirepass = [\"hunter2\"]\n",
            "node = { requirepass = 5, passwort = \"hunter2\" }\n",
            "[source.a]\nurl = \"oracle://app:hunter2@db/x\"\n",
-           "[source.a]\nurl = \"postgresql://app:hunt@hunter2@db/x\"\n",
+           "[source.a]\nurl = \"postgresql://app:hunter2@db:port/x\"\n",
+           "[source.a]\nurl = \"postgresql://app:hunter2%zz@db/x\"\n",
+           "[source.a]\nurl = \"mysql://app:hunt@hunter2@db/x\"\n",
            "[source.a]\nurl = \"postgresql://db/x?user=a&password=hunter2&x=y\"\n",
            "[source.a]\nurl = \"${URL}\"\n",
            "[source.a]\nurl = \"file:/url\"\n",

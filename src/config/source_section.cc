@@ -3,15 +3,20 @@
 #include <algorithm>
 
 #include "config/sections.h"
+#include "source/postgres/hosts.h"
 
 namespace larder::config {
 namespace {
 
 constexpr std::size_t kMaxName = 64;
+constexpr std::string_view kUse = "use \"sqlite:<path>\" or \"postgresql://<host>/<database>\"";
+
+bool is_postgres(std::string_view url) {
+  return url.starts_with("postgresql://") || url.starts_with("postgres://");
+}
 
 void read_url(Section& s, cache::SourceSpec& spec) {
-  static const std::vector<std::string> kLater = {"postgresql", "postgres", "mariadb",
-                                                  "mysql",      "http",     "https"};
+  static const std::vector<std::string> kLater = {"mariadb", "mysql", "http", "https"};
   if (!s.has("url")) {
     s.missing("url", "where the data is, such as \"sqlite:shop.db\"");
     std::string ignored;
@@ -30,15 +35,18 @@ void read_url(Section& s, cache::SourceSpec& spec) {
       s.problem_at("url", fmt::format("{}: a database in memory belongs to one connection only; "
                                       "use a file",
                                       s.path("url")));
+  } else if (is_postgres(spec.url)) {
+    // What libpq says of it quotes nothing.
+    if (const auto good = source::postgres::check_url(spec.url); !good)
+      s.problem_at("url", fmt::format("{}: {}", s.path("url"), good.error().message));
   } else if (std::ranges::find(kLater, scheme) != kLater.end()) {
-    s.problem_at("url",
-                 fmt::format("source '{}' is not in this version: use \"sqlite:<path>\"", scheme));
+    s.problem_at("url", fmt::format("source '{}' is not in this version: {}", scheme, kUse));
   } else if (scheme.empty()) {
-    s.problem_at("url", fmt::format("{} has no scheme: use \"sqlite:<path>\"", s.path("url")));
+    s.problem_at("url", fmt::format("{} has no scheme: {}", s.path("url"), kUse));
   } else {
     std::vector<std::string> all = kLater;
-    all.emplace_back("sqlite");
-    s.problem_at("url", fmt::format("unknown kind of source '{}': use \"sqlite:<path>\"", scheme),
+    for (const char* const known : {"sqlite", "postgresql", "postgres"}) all.emplace_back(known);
+    s.problem_at("url", fmt::format("unknown kind of source '{}': {}", scheme, kUse),
                  nearest(scheme, all));
   }
 }
@@ -73,6 +81,16 @@ cache::SourceSpec read_source(Section& s, std::string_view name) {
       (spec.poll_us < kMillisecond || spec.poll_us > 3600 * kSecond))
     s.problem_at("poll", fmt::format("{} must be from 1ms to 1h", s.path("poll")));
   s.text("query_log", spec.query_log);
+  if (is_postgres(spec.url)) {
+    if (s.has("poll"))
+      s.problem_at("poll",
+                   fmt::format("{}: PostgreSQL is not polled; leave it out", s.path("poll")));
+    if (s.has("query_log"))
+      s.problem_at("query_log",
+                   fmt::format("{} is for SQLite: PostgreSQL writes its own, see its log_statement "
+                               "and log_min_duration_statement",
+                               s.path("query_log")));
+  }
   s.finish();
   return spec;
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "cache/node.h"
+#include "source/postgres/postgres.h"
 #include "source/sqlite/sqlite.h"
 
 namespace larder::server {
@@ -11,10 +12,32 @@ source::FeedFor feed_for(const config::Config& config) {
   return config.engine.url == "embedded:" ? source::FeedFor::node : source::FeedFor::fleet;
 }
 
-Result<std::unique_ptr<source::Source>> open_source(const cache::SourceSpec& spec,
-                                                    const std::vector<cache::CacheSpec>& caches,
-                                                    source::FeedFor feed_for,
-                                                    obs::Registry& metrics, Log log) {
+namespace {
+
+using Opened = Result<std::unique_ptr<source::Source>>;
+
+// What is wrong with a write shows now, not when the first client writes.
+template <class S>
+Opened with_writes_checked(std::unique_ptr<S> source, const cache::SourceSpec& spec,
+                           const std::vector<cache::CacheSpec>& caches) {
+  for (const cache::CacheSpec& cache : caches) {
+    if (cache.source != spec.name) continue;
+    const std::pair<std::string_view, const std::string&> statements[] = {
+        {"store", cache.store}, {"remove", cache.remove}, {"increment", cache.increment}};
+    for (const auto& [name, sql] : statements) {
+      if (sql.empty()) continue;
+      const auto taken = source->check_statement(sql);
+      if (!taken)
+        return fail(taken.error().code,
+                    fmt::format("[cache.{}] {}: {}", cache.name, name, taken.error().message),
+                    taken.error().origin);
+    }
+  }
+  return std::unique_ptr<source::Source>(std::move(source));
+}
+
+Opened open_sqlite(const cache::SourceSpec& spec, const std::vector<cache::CacheSpec>& caches,
+                   source::FeedFor feed_for, obs::Registry& metrics, Log log) {
   namespace sqlite = source::sqlite;
   auto path = sqlite::path_of_url(spec.url);
   if (!path) return std::unexpected(path.error());
@@ -30,21 +53,37 @@ Result<std::unique_ptr<source::Source>> open_source(const cache::SourceSpec& spe
                                      .metrics = &metrics,
                                      .log = std::move(log)});
   if (!opened) return std::unexpected(opened.error());
-  // What is wrong with a write shows now, not when the first client writes.
-  for (const cache::CacheSpec& cache : caches) {
-    if (cache.source != spec.name) continue;
-    const std::pair<std::string_view, const std::string&> statements[] = {
-        {"store", cache.store}, {"remove", cache.remove}, {"increment", cache.increment}};
-    for (const auto& [name, sql] : statements) {
-      if (sql.empty()) continue;
-      const auto taken = (*opened)->check_statement(sql);
-      if (!taken)
-        return fail(taken.error().code,
-                    fmt::format("[cache.{}] {}: {}", cache.name, name, taken.error().message),
-                    taken.error().origin);
-    }
-  }
-  return std::unique_ptr<source::Source>(std::move(*opened));
+  return with_writes_checked(std::move(*opened), spec, caches);
+}
+
+Opened open_postgres(const cache::SourceSpec& spec, const std::vector<cache::CacheSpec>& caches,
+                     source::FeedFor feed_for, obs::Registry& metrics, Log log) {
+  // Nobody waits longer: `warm`, or the cache with the most patience.
+  DurationUs longest = 30 * kSecond;
+  for (const cache::CacheSpec& cache : caches)
+    if (cache.source == spec.name) longest = std::max(longest, cache.load_timeout_us);
+  auto opened = source::postgres::open_postgres(
+      {.name = spec.name,
+       .url = spec.url,
+       .pool = spec.pool,
+       .queue = spec.queue,
+       .statement_timeout_us = longest,
+       .feed_for = feed_for,
+       .statements = cache::Node::load_statements(caches, spec.name),
+       .watched = cache::Node::watched_tables(caches, spec.name),
+       .metrics = &metrics,
+       .log = std::move(log)});
+  if (!opened) return std::unexpected(opened.error());
+  return with_writes_checked(std::move(*opened), spec, caches);
+}
+
+}  // namespace
+
+Opened open_source(const cache::SourceSpec& spec, const std::vector<cache::CacheSpec>& caches,
+                   source::FeedFor feed_for, obs::Registry& metrics, Log log) {
+  if (spec.url.starts_with("postgres"))
+    return open_postgres(spec, caches, feed_for, metrics, std::move(log));
+  return open_sqlite(spec, caches, feed_for, metrics, std::move(log));
 }
 
 }  // namespace larder::server

@@ -147,6 +147,9 @@ class Transaction {
 struct Capabilities {
   std::string kind;           // "sqlite"
   bool snapshots = false;     // Loaded::snapshot is known()
+  // A bound text takes the type that the statement wants: so numbers and booleans of JSON are bound
+  // as they were written, with every digit.
+  bool typed_texts = false;
   bool feed = false;          // changes made by others are delivered to the sink
   std::string feed_rests_on;  // "triggers of larder source prepare, polled every 10ms"
   bool echoes = false;        // a feed of this node alone delivers what this node wrote itself, too
