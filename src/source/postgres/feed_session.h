@@ -3,15 +3,31 @@
 #pragma once
 
 #include <atomic>
+#include <charconv>
 #include <deque>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
 
 #include "base/random.h"
 #include "source/postgres/feed.h"
 
 namespace larder::source::postgres {
+
+inline constexpr DurationUs kPatience = 10 * kSecond;  // of a statement, and of connecting
+
+// Of the first row; "" = NULL.
+inline std::string_view text(const Reply& reply, int column) {
+  return reply.value(0, column).value_or("");
+}
+template <class Number>
+Number number(std::string_view digits) {  // 0: not one
+  Number value = 0;
+  std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  return value;
+}
 
 // What outlives a connection. Used on the feed's loop but for `slot_bytes`.
 struct FeedState {
@@ -27,10 +43,11 @@ struct FeedState {
   Random random;
   const std::string token;  // of our heartbeats
   ChangeLog log;
-  std::optional<Lsn> position;   // what the sink has; from here it wants to go on
-  std::uint64_t source_id = 0;   // that `position` belongs to
-  bool owes_everything = false;  // changes may have been missed
-  bool slot_is_useless = false;  // it has to be made anew
+  std::optional<Lsn> position;    // what the sink has; from here it wants to go on
+  std::uint64_t source_id = 0;    // that `position` belongs to
+  std::set<std::string> storage;  // of the tables, when they were looked at last
+  bool owes_everything = false;   // changes may have been missed
+  bool slot_is_useless = false;   // it has to be made anew
   std::atomic<double> slot_bytes{0};
   std::string condition;
 };
@@ -67,6 +84,7 @@ class FeedSession {
   Task<Result<bool>> slot_is_free();
   Task<Result<void>> create_slot();
   Task<Result<void>> drop_slot(std::string why);
+  Task<Result<void>> same_server();
   Task<Result<bool>> start();
   Task<Result<void>> hello();
 

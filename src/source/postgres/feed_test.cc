@@ -507,6 +507,29 @@ TEST_F(PostgresFeedTest, WithoutItsPublicationItIsBlindAndThenEverythingIsVoid) 
   EXPECT_TRUE(feed.sink.has("7:11"));
 }
 
+TEST_F(PostgresFeedTest, WhatChangesRowsWithoutAWordInTheLogIsEverything) {
+  exec("CREATE TABLE parts(id integer, grp integer, PRIMARY KEY (id)) PARTITION BY RANGE (id)");
+  exec("CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100)");
+  watched_ = {{7, "item", {"id"}}, {9, "parts", {"id"}}};
+  FeedOptions given = options(FeedFor::fleet);
+  given.check_us = 10 * kMillisecond;
+  prepare(FeedFor::fleet);
+  RunningFeed& feed = reading(given);
+  exec("CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (100) TO (200)");
+  feed.catch_up();
+  EXPECT_EQ(feed.sink.everything(), 0);
+  int expected = 0;
+  for (const char* const sql :
+       {"ALTER TABLE item ALTER name TYPE varchar USING upper(name)", "TRUNCATE parts_1",
+        "ALTER TABLE parts DETACH PARTITION parts_1", "DROP TABLE parts_2"}) {
+    exec(sql);
+    ++expected;
+    feed.until([&] { return feed.sink.everything() == expected; });
+    feed.catch_up();
+  }
+  EXPECT_TRUE(feed.said("was rewritten"));
+}
+
 TEST_F(PostgresFeedTest, AServerThatHangs) {
   RunningFeed& feed = reading(FeedFor::fleet);
   // It ends while it waits for an answer.

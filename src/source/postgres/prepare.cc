@@ -54,15 +54,18 @@ constexpr const char* kTableSql =
     "  a.attnum IS NOT NULL AND CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false ELSE"
     "   EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate"
     "           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END"
-    "           AND a.attnum = ANY(i.indkey[0:i.indnkeyatts - 1])) END,"
+    "           AND a.attnum = ANY((i.indkey::int2[])[0:i.indnkeyatts - 1])) END,"
     "  EXISTS (SELECT FROM pg_publication_tables p WHERE p.pubname = $3"
     "          AND p.schemaname = n.nspname AND p.tablename = c.relname),"
     "  EXISTS (SELECT FROM pg_publication_rel p JOIN pg_publication b ON b.oid = p.prpubid"
     "          WHERE b.pubname = $3 AND p.prrelid = c.oid"
-    "          AND (to_jsonb(p) ->> 'prqual' IS NOT NULL OR to_jsonb(p) ->> 'prattrs' IS NOT NULL))"
+    "          AND (to_jsonb(p) ->> 'prqual' IS NOT NULL OR to_jsonb(p) ->> 'prattrs' IS NOT "
+    "NULL)),"
+    "  a.attgenerated, c.oid || ':' || coalesce(pg_relation_filenode(c.oid), 0)"
     " FROM rel JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace"
     " CROSS JOIN unnest(string_to_array($2, chr(31))) WITH ORDINALITY w(col, ord)"
-    " LEFT JOIN LATERAL (SELECT attname, attnum FROM pg_attribute WHERE attrelid = c.oid"
+    " LEFT JOIN LATERAL (SELECT attname, attnum, attgenerated FROM pg_attribute WHERE attrelid = "
+    "c.oid"
     "   AND attnum > 0 AND NOT attisdropped AND attname IN (w.col, lower(w.col))"
     "   ORDER BY attname = w.col DESC LIMIT 1) a ON true"
     " ORDER BY part, c.oid, ord";
@@ -211,9 +214,17 @@ void Examiner::table(const WatchedTable& watched, const Reply& reply) {
                                         text(reply, i, 3), text(reply, i, 10)));
         return;
       }
+      if (!text(reply, i, 15).empty()) {
+        obstacles.push_back(
+            fmt::format("column {} of {} is generated: its values are not in the "
+                        "log; name the columns that it is made of",
+                        text(reply, i, 11), text(reply, i, 3)));
+        return;
+      }
       if (!yes(reply, i, 12)) uncovered.emplace_back(text(reply, i, 11));
       if (row == 0) name.watched.columns[static_cast<std::size_t>(i)] = text(reply, i, 11);
     }
+    result_.storage.emplace(text(reply, row, 16));
     if (!uncovered.empty()) identity(reply, row, uncovered);
   }
   if (yes(reply, 0, 14))

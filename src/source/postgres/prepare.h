@@ -10,6 +10,7 @@
 // Errors are those of the connection; what is missing is a value.
 #pragma once
 
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,10 +42,13 @@ struct Preparation {
     std::string needs;  // the right that it takes; "" = the role has it
   };
   std::vector<TableName> tables;  // the watched tables that there are
-  std::vector<Step> steps;        // in one transaction
-  std::vector<Step> slot;         // afterwards; the feed does it itself, too
-  std::vector<std::string>
-      obstacles;  // what no statement of an application's role cures, and what does
+  // The files of the tables and their partitions. One that has gone means that rows have changed
+  // without a word in the log: a table was rewritten, a partition was detached, dropped, truncated.
+  std::set<std::string> storage;
+  std::vector<Step> steps;  // in one transaction
+  std::vector<Step> slot;   // afterwards; the feed does it itself, too
+  // What no statement of an application's role cures, and what does.
+  std::vector<std::string> obstacles;
   std::vector<std::string> warnings;
 
   // Will the log tell every change?
