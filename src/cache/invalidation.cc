@@ -160,8 +160,7 @@ Task<void> Node::Impl::begin_incarnation(unsigned source, std::uint64_t source_i
 // `floor`: loads that do not see everything up to it end are not stored any more; 0 = none.
 Task<Result<void>> Node::Impl::void_source(unsigned source, std::string_view feed,
                                            policy::TxnId floor) {
-  engine::Change all{
-      .source = source, .x = floor, .and_before = floor != 0, .keys = {}, .tags = {}};
+  engine::Change all{.source = source, .x = floor, .keys = {}, .tags = {}};
   for (const auto& cache : caches)
     if (cache->source == source) all.tags.push_back(cache->cache_tag);
   std::vector<engine::Change> changes{std::move(all)};

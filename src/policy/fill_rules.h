@@ -3,7 +3,6 @@
 // explores the same functions exhaustively, with each rule left out as a negative control.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -51,31 +50,13 @@ struct Rules {
   bool later = true;
 };
 
-// Which transactions are known to have changed a key or a tag: x, or several with x the highest.
-// Numbers are not the order of commits: of several, the highest may have ended before the others.
-struct Tombstone {
-  TxnId x = 0;  // 0 = none
-  bool several = false;
-
-  // Does a load with this snapshot show them all?
-  bool ended_in(const Snapshot& snapshot) const {
-    return several ? x < snapshot.xmin : snapshot.sees(x);
-  }
-  // With x too. `several`: x stands for all transactions up to it.
-  Tombstone with(TxnId other, bool and_several) const {
-    if (x == 0 || (x == other && several == and_several)) return {other, and_several};
-    return {std::max(x, other), several || and_several || x != other};
-  }
-  friend bool operator==(const Tombstone&, const Tombstone&) = default;
-};
-
 struct FillCheck {
   Ticket ticket;             // as given on the miss
   Ticket now;                // what a ticket for the key would be now
   const Snapshot& snapshot;  // what the load has seen
   std::uint64_t source_id;   // the incarnation that the coordination state belongs to
-  Tombstone key_tombstone;
-  std::span<const Tombstone> tag_tombstones;  // of each tag of the entry
+  TxnId key_tombstone;       // latest transaction known to have changed the key; 0 = none
+  std::span<const TxnId> tag_tombstones;  // likewise for each tag of the entry
 };
 
 // May the loaded value be stored? Cost: a few compares.

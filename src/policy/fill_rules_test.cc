@@ -63,13 +63,12 @@ Refusal judge(const Flaws& flaws, const Rules& rules, bool known = true) {
   now.stamp += 100;  // tags are judged when an entry is read, not here
   if (flaws.version) ++now.version;
   if (flaws.generation) ++now.generation;
-  const std::array<Tombstone, 3> tags = {Tombstone{3}, Tombstone{flaws.tag ? TxnId{12} : TxnId{11}},
-                                         Tombstone{}};
+  const std::array<TxnId, 3> tags = {3, flaws.tag ? TxnId{12} : TxnId{11}, 0};
   return judge_fill({.ticket = kTicket,
                      .now = now,
                      .snapshot = snapshot,
                      .source_id = flaws.source ? 78U : 77U,
-                     .key_tombstone = {flaws.tombstone ? TxnId{15} : TxnId{14}},
+                     .key_tombstone = flaws.tombstone ? TxnId{15} : TxnId{14},
                      .tag_tombstones = tags},
                     rules);
 }
@@ -143,28 +142,9 @@ TEST(JudgeFill, AKeyThatNeverChangedHasNoTombstone) {
                         .now = kTicket,
                         .snapshot = empty_database,
                         .source_id = 77,
-                        .key_tombstone = {},
+                        .key_tombstone = 0,
                         .tag_tombstones = {}}),
             Refusal::none);
-}
-
-TEST(Tombstone, OfSeveralAllMustHaveEnded) {
-  const Snapshot snapshot{.source_id = 77, .xmin = 12, .xmax = 15, .in_progress = {12}};
-  const Tombstone one = Tombstone{}.with(14, false);
-  EXPECT_EQ(one, (Tombstone{14}));
-  EXPECT_TRUE(one.ended_in(snapshot));
-  EXPECT_EQ(one.with(14, false), one) << "told twice";
-  // 12 still runs, though 14 has ended.
-  const Tombstone two = one.with(12, false);
-  EXPECT_EQ(two, (Tombstone{14, true}));
-  EXPECT_FALSE(two.ended_in(snapshot));
-  EXPECT_TRUE(two.ended_in({.source_id = 77, .xmin = 15, .xmax = 15}));
-  EXPECT_EQ(two.with(13, false), two);
-  EXPECT_EQ(two.with(16, false), (Tombstone{16, true}));
-  // One that stands for all before it.
-  EXPECT_FALSE(Tombstone{}.with(13, true).ended_in(snapshot));
-  EXPECT_EQ(one.with(14, true), (Tombstone{14, true}));
-  EXPECT_TRUE(Tombstone{}.ended_in(snapshot));
 }
 
 TEST(JudgeInstall, KnowsTicketsOnly) {

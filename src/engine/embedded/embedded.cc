@@ -8,17 +8,10 @@ namespace {
 // Keys and tags share the slots; a tag must not meet the key of the same text.
 Hash as_tag(Hash hash) { return mix64(hash ^ 0x7461677461677461ULL); }
 
-// A tombstone in one word; no source counts to 2^63.
-constexpr std::uint64_t kSeveral = std::uint64_t{1} << 63;
-policy::Tombstone unpack(std::uint64_t word) { return {word & ~kSeveral, (word & kSeveral) != 0}; }
-std::uint64_t pack(const policy::Tombstone& t) { return t.x | (t.several ? kSeveral : 0); }
-
-void raise_to(std::atomic<std::uint64_t>& slot, policy::TxnId x, bool several) {
-  if (x == 0) return;
-  std::uint64_t seen = slot.load(std::memory_order_relaxed);
-  std::uint64_t raised = 0;
-  do raised = pack(unpack(seen).with(x, several));
-  while (raised != seen && !slot.compare_exchange_weak(seen, raised, std::memory_order_seq_cst));
+void raise_to(std::atomic<policy::TxnId>& slot, policy::TxnId x) {
+  policy::TxnId seen = slot.load(std::memory_order_relaxed);
+  while (seen < x && !slot.compare_exchange_weak(seen, x, std::memory_order_seq_cst)) {
+  }
 }
 
 }  // namespace
@@ -28,7 +21,7 @@ Embedded::Embedded(near::Store& store, const Options& options) : store_(store), 
     sources_.push_back(std::make_unique<SourceState>(options_.tombstone_slots));
 }
 
-std::atomic<std::uint64_t>& Embedded::tombstone(unsigned source, Hash hash) const {
+std::atomic<policy::TxnId>& Embedded::tombstone(unsigned source, Hash hash) const {
   return sources_[source]->tombstones[hash & (options_.tombstone_slots - 1)];
 }
 
@@ -44,17 +37,17 @@ Task<void> Embedded::release(Cache /*cache*/, Key /*key*/, Ticket /*ticket*/) { 
 policy::Refusal Embedded::judge(const Fill& fill) const {
   const unsigned index = fill.cache.source;
   const SourceState& source = *sources_[index];
-  std::vector<policy::Tombstone> tag_tombstones;
+  std::vector<policy::TxnId> tag_tombstones;
   tag_tombstones.reserve(fill.tags.size());
   for (const std::string& tag : fill.tags)
     tag_tombstones.push_back(
-        unpack(tombstone(index, as_tag(hash_bytes(tag))).load(std::memory_order_seq_cst)));
+        tombstone(index, as_tag(hash_bytes(tag))).load(std::memory_order_seq_cst));
   const policy::FillCheck check{
       .ticket = fill.ticket.near,
       .now = store_.ticket(fill.key.hash),
       .snapshot = fill.snapshot,
       .source_id = source.source_id.load(std::memory_order_seq_cst),
-      .key_tombstone = unpack(tombstone(index, fill.key.hash).load(std::memory_order_seq_cst)),
+      .key_tombstone = tombstone(index, fill.key.hash).load(std::memory_order_seq_cst),
       .tag_tombstones = tag_tombstones,
   };
   return policy::judge_fill(check, options_.rules);
@@ -80,9 +73,9 @@ void Embedded::raise(const Change& change) {
   const std::uint64_t present = sources_[change.source]->source_id.load(std::memory_order_seq_cst);
   if (change.source_id != 0 && change.source_id != present) return;
   for (const std::string& key : change.keys)
-    raise_to(tombstone(change.source, hash_bytes(key)), change.x, change.and_before);
+    raise_to(tombstone(change.source, hash_bytes(key)), change.x);
   for (const std::string& tag : change.tags)
-    raise_to(tombstone(change.source, as_tag(hash_bytes(tag))), change.x, change.and_before);
+    raise_to(tombstone(change.source, as_tag(hash_bytes(tag))), change.x);
 }
 
 void Embedded::void_all(const Change& change) {

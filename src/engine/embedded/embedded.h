@@ -2,10 +2,7 @@
 // is what outlives a ticket: the transactions that are known to have changed a key or a tag.
 //
 // A tombstone is kept by hash slot, not by key: a fixed array, nothing to trim, no floor. Two keys
-// in one slot only make a fill wait for a transaction that is not its own. A slot that more than
-// one transaction has changed needs a load that has seen everything up to the highest end: with
-// SQLite that is nothing more; with PostgreSQL it means that a key which was changed twice is not
-// stored while an older transaction that writes still runs.
+// in one slot only make a fill wait for a transaction that is not its own.
 #pragma once
 
 #include <atomic>
@@ -46,10 +43,10 @@ class Embedded final : public Engine {
  private:
   struct SourceState {
     explicit SourceState(unsigned slots) : tombstones(slots) {}
-    std::atomic<std::uint64_t> source_id{0};             // 0: none seen yet
-    std::vector<std::atomic<std::uint64_t>> tombstones;  // policy::Tombstone in one word
+    std::atomic<std::uint64_t> source_id{0};  // 0: none seen yet
+    std::vector<std::atomic<policy::TxnId>> tombstones;
   };
-  std::atomic<std::uint64_t>& tombstone(unsigned source, Hash hash) const;
+  std::atomic<policy::TxnId>& tombstone(unsigned source, Hash hash) const;
 
   near::Store& store_;
   Options options_;

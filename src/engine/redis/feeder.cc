@@ -32,9 +32,7 @@ void keep_first(Result<void>& outcome, Error error) {
 
 void split_change(const Change& change, const Hooks& hooks, unsigned partitions,
                   std::vector<std::vector<Invalidation>>& into) {
-  const TxnRule rule = change.x == 0       ? TxnRule::tickets
-                       : change.and_before ? TxnRule::below
-                                           : TxnRule::exact;
+  const TxnRule rule = change.x == 0 ? TxnRule::tickets : TxnRule::exact;
   std::vector<bool> begun(partitions, false);
   const auto of = [&](unsigned partition) -> Invalidation& {
     if (!begun[partition]) {
