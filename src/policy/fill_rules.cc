@@ -32,10 +32,11 @@ Refusal judge_fill(const FillCheck& check, const Rules& rules) {
   if (install != Refusal::none) return install;
   if (!check.snapshot.known()) return Refusal::none;  // then the ticket is the safety
   if (rules.source && check.snapshot.source_id != check.source_id) return Refusal::source;
-  if (rules.tombstone && !check.snapshot.sees(check.key_tombstone)) return Refusal::tombstone;
+  if (rules.tombstone && !check.snapshot.sees_all_up_to(check.key_tombstone))
+    return Refusal::tombstone;
   if (rules.tag_tombstone)
     for (const TxnId x : check.tag_tombstones)
-      if (!check.snapshot.sees(x)) return Refusal::tag;
+      if (!check.snapshot.sees_all_up_to(x)) return Refusal::tag;
   return Refusal::none;
 }
 

@@ -55,7 +55,9 @@ struct FillCheck {
   Ticket now;                // what a ticket for the key would be now
   const Snapshot& snapshot;  // what the load has seen
   std::uint64_t source_id;   // the incarnation that the coordination state belongs to
-  TxnId key_tombstone;       // latest transaction known to have changed the key; 0 = none
+  // The highest number of a transaction known to have changed the key; 0 = none. Numbers are not
+  // commit order, so the load must have seen the end of every transaction up to it.
+  TxnId key_tombstone;
   std::span<const TxnId> tag_tombstones;  // likewise for each tag of the entry
 };
 

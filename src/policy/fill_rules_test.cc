@@ -30,6 +30,20 @@ TEST(Snapshot, IdsAreNotCommitOrder) {
   EXPECT_FALSE(s.sees(10));
 }
 
+TEST(Snapshot, WhoKnowsTheHighestNumberOnlyAsksForAllUpToIt) {
+  const Snapshot s = {.source_id = 1, .xmin = 10, .xmax = 15, .in_progress = {12, 13}};
+  EXPECT_TRUE(s.sees_all_up_to(9));
+  EXPECT_TRUE(s.sees_all_up_to(11));
+  EXPECT_FALSE(s.sees_all_up_to(12));
+  EXPECT_TRUE(s.sees(14));
+  EXPECT_FALSE(s.sees_all_up_to(14));  // 12 may have changed the key too
+  EXPECT_FALSE(s.sees_all_up_to(15));
+  const Snapshot serial = {.source_id = 1, .xmin = 8, .xmax = 8};
+  EXPECT_TRUE(serial.sees_all_up_to(7));
+  EXPECT_FALSE(serial.sees_all_up_to(8));
+  EXPECT_FALSE(Snapshot().sees_all_up_to(0));
+}
+
 TEST(Snapshot, OfASerialSourceIsOneNumber) {
   const Snapshot s = {.source_id = 1, .xmin = 8, .xmax = 8};
   EXPECT_TRUE(s.sees(7));
@@ -58,17 +72,17 @@ struct Flaws {
 
 Refusal judge(const Flaws& flaws, const Rules& rules, bool known = true) {
   Snapshot snapshot;
-  if (known) snapshot = {.source_id = 77, .xmin = 10, .xmax = 15, .in_progress = {12}};
+  if (known) snapshot = {.source_id = 77, .xmin = 10, .xmax = 15, .in_progress = {14}};
   Ticket now = kTicket;
   now.stamp += 100;  // tags are judged when an entry is read, not here
   if (flaws.version) ++now.version;
   if (flaws.generation) ++now.generation;
-  const std::array<TxnId, 3> tags = {3, flaws.tag ? TxnId{12} : TxnId{11}, 0};
+  const std::array<TxnId, 3> tags = {3, flaws.tag ? TxnId{14} : TxnId{11}, 0};
   return judge_fill({.ticket = kTicket,
                      .now = now,
                      .snapshot = snapshot,
                      .source_id = flaws.source ? 78U : 77U,
-                     .key_tombstone = flaws.tombstone ? TxnId{15} : TxnId{14},
+                     .key_tombstone = flaws.tombstone ? TxnId{15} : TxnId{13},
                      .tag_tombstones = tags},
                     rules);
 }

@@ -28,6 +28,13 @@ struct Snapshot {
     if (x >= xmax) return false;
     return !std::ranges::binary_search(in_progress, x);
   }
+
+  // The same for x and every number below it: for who remembers only the highest of several.
+  bool sees_all_up_to(TxnId x) const {
+    if (x < xmin) return true;
+    if (x >= xmax) return false;
+    return in_progress.empty() || in_progress.front() > x;
+  }
 };
 
 }  // namespace larder::policy

@@ -101,7 +101,7 @@ Result<void> Impl::open() {
       return std::unexpected(config_error(checked.error(), where));
   capabilities_ = {.kind = "postgres",
                    .snapshots = true,
-      .typed_texts = true,
+                   .typed_texts = true,
                    .feed = false,
                    .feed_rests_on = {},
                    .why_no_feed =

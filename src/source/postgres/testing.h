@@ -89,7 +89,7 @@ class Server {
  public:
   // The one of this program. It can be had where available() is true.
   static Server& get() {
-    static Server server;
+    static Server server(nullptr);
     return server;
   }
   static bool available() {
@@ -98,6 +98,12 @@ class Server {
     if (!there && std::getenv("CI")) ADD_FAILURE() << "PostgreSQL's server is not installed";
     return there;
   }
+
+  // A standby, which follows `primary` until it is promoted.
+  explicit Server(const Server* primary);
+  ~Server() { kill(); }
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
 
   std::string url(const std::string& database) const {
     return "postgresql://larder@127.0.0.1:" + std::to_string(port_) + "/" + database;
@@ -142,38 +148,6 @@ class Server {
   void thaw() const { ::kill(pid_, SIGCONT); }
 
  private:
-  Server() : programs_(server_programs()), port_(free_port()) {
-    if (geteuid() == 0) {
-      for (const char* const name : {"postgres", "nobody"})
-        if (!user_) user_ = getpwnam(name);
-      EXPECT_NE(user_, nullptr);
-      EXPECT_EQ(::chown((folder_ / ".").c_str(), user_->pw_uid, user_->pw_gid), 0);
-    }
-    const pid_t init =
-        spawn({programs_ + "/initdb", "-D", folder_ / "data", "-U", "larder", "-A", "trust", "-E",
-               "UTF8", "--locale=C", "--no-sync", "--no-instructions"});
-    int status = -1;
-    waitpid(init, &status, 0);
-    EXPECT_EQ(status, 0) << "initdb failed, see " << (folder_ / "log");
-    std::filesystem::create_directory(folder_ / "socket");
-    if (user_) {
-      EXPECT_EQ(::chown((folder_ / "socket").c_str(), user_->pw_uid, user_->pw_gid), 0);
-    }
-    // Not durable, and with all that a log feed needs.
-    FILE* const settings = std::fopen((folder_ / "data/postgresql.conf").c_str(), "a");
-    EXPECT_NE(settings, nullptr);
-    std::fprintf(settings,
-                 "\nlisten_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = '%s'\n"
-                 "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
-                 "shared_buffers = 32MB\nmax_connections = 100\nwal_level = logical\n"
-                 "max_wal_senders = 10\nmax_replication_slots = 10\nautovacuum = off\n"
-                 "log_line_prefix = '%%m [%%p] '\n",
-                 port_, (folder_ / "socket").c_str());
-    std::fclose(settings);
-    start();
-  }
-  ~Server() { kill(); }
-
   static std::uint16_t free_port() {
     const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_in address{};
@@ -216,5 +190,38 @@ class Server {
   pid_t pid_ = 0;
   int databases_ = 0;
 };
+
+inline Server::Server(const Server* primary) : programs_(server_programs()), port_(free_port()) {
+  if (geteuid() == 0) {
+    for (const char* const name : {"postgres", "nobody"})
+      if (!user_) user_ = getpwnam(name);
+    EXPECT_NE(user_, nullptr);
+    EXPECT_EQ(::chown((folder_ / ".").c_str(), user_->pw_uid, user_->pw_gid), 0);
+  }
+  const pid_t init =
+      primary ? spawn({programs_ + "/pg_basebackup", "-d", primary->url("postgres"), "-D",
+                       folder_ / "data", "-R", "-X", "stream", "-c", "fast", "--no-sync"})
+              : spawn({programs_ + "/initdb", "-D", folder_ / "data", "-U", "larder", "-A", "trust",
+                       "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"});
+  int status = -1;
+  waitpid(init, &status, 0);
+  EXPECT_EQ(status, 0) << "initdb or pg_basebackup failed, see " << (folder_ / "log");
+  std::filesystem::create_directory(folder_ / "socket");
+  if (user_) {
+    EXPECT_EQ(::chown((folder_ / "socket").c_str(), user_->pw_uid, user_->pw_gid), 0);
+  }
+  // Not durable, and with all that a log feed needs.
+  FILE* const settings = std::fopen((folder_ / "data/postgresql.conf").c_str(), "a");
+  EXPECT_NE(settings, nullptr);
+  std::fprintf(settings,
+               "\nlisten_addresses = '127.0.0.1'\nport = %d\nunix_socket_directories = '%s'\n"
+               "fsync = off\nfull_page_writes = off\n"
+               "shared_buffers = 32MB\nmax_connections = 100\nwal_level = logical\n"
+               "max_wal_senders = 10\nmax_replication_slots = 10\nautovacuum = off\n"
+               "log_line_prefix = '%%m [%%p] '\n",
+               port_, (folder_ / "socket").c_str());
+  std::fclose(settings);
+  start();
+}
 
 }  // namespace larder::source::postgres::testing
