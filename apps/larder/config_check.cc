@@ -42,7 +42,7 @@ int check(const std::string& file, bool as_json) {
   int code = kDone;
   for (const cache::SourceSpec& spec : config.sources) {
     obs::Registry metrics;
-    auto source = server::open_source(spec, config.caches, server::feed_for(config), metrics, {});
+    auto source = server::open_source(spec, config, metrics, {});
     if (source) {
       capabilities[spec.name] = (*source)->capabilities();
       continue;

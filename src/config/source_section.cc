@@ -81,6 +81,7 @@ cache::SourceSpec read_source(Section& s, std::string_view name) {
       (spec.poll_us < kMillisecond || spec.poll_us > 3600 * kSecond))
     s.problem_at("poll", fmt::format("{} must be from 1ms to 1h", s.path("poll")));
   s.text("query_log", spec.query_log);
+  s.size("slot_limit", spec.slot_limit_bytes);
   if (is_postgres(spec.url)) {
     if (s.has("poll"))
       s.problem_at("poll",
@@ -90,6 +91,9 @@ cache::SourceSpec read_source(Section& s, std::string_view name) {
                    fmt::format("{} is for SQLite: PostgreSQL writes its own, see its log_statement "
                                "and log_min_duration_statement",
                                s.path("query_log")));
+  } else if (s.has("slot_limit")) {
+    s.problem_at("slot_limit", fmt::format("{} is for PostgreSQL's replication slot; leave it out",
+                                           s.path("slot_limit")));
   }
   s.finish();
   return spec;

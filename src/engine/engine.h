@@ -90,9 +90,8 @@ struct Found {
 
 // The unit of invalidation: what transaction x of a source changed.
 struct Change {
-  unsigned source = 0;      // index of the source that x belongs to
-  policy::TxnId x = 0;      // 0: a call or an event without one; then the tickets are the safety
-  bool and_before = false;  // x stands for every transaction up to it
+  unsigned source = 0;  // index of the source that x belongs to
+  policy::TxnId x = 0;  // 0: a call or an event without one; then the tickets are the safety
   std::uint64_t source_id = 0;  // the incarnation that x belongs to; 0: the present one
   std::vector<std::string> keys;
   std::vector<std::string> tags;

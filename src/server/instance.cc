@@ -50,7 +50,7 @@ Result<void> Instance::build() {
   if (auto connected = build_client(); !connected) return connected;
   cache::Parts parts;
   for (const cache::SourceSpec& spec : config_.sources) {
-    auto source = open_source(spec, config_.caches, feed_for(config_), metrics_, log_);
+    auto source = open_source(spec, config_, metrics_, log_);
     if (!source) return std::unexpected(source.error());
     parts.source_names.push_back(spec.name);
     parts.sources.push_back(source->get());

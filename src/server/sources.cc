@@ -4,6 +4,7 @@
 
 #include "cache/node.h"
 #include "source/postgres/postgres.h"
+#include "source/postgres/prepare.h"
 #include "source/sqlite/sqlite.h"
 
 namespace larder::server {
@@ -36,8 +37,9 @@ Opened with_writes_checked(std::unique_ptr<S> source, const cache::SourceSpec& s
   return std::unique_ptr<source::Source>(std::move(source));
 }
 
-Opened open_sqlite(const cache::SourceSpec& spec, const std::vector<cache::CacheSpec>& caches,
-                   source::FeedFor feed_for, obs::Registry& metrics, Log log) {
+Opened open_sqlite(const cache::SourceSpec& spec, const config::Config& config,
+                   obs::Registry& metrics, Log log) {
+  const auto& caches = config.caches;
   namespace sqlite = source::sqlite;
   auto path = sqlite::path_of_url(spec.url);
   if (!path) return std::unexpected(path.error());
@@ -47,7 +49,7 @@ Opened open_sqlite(const cache::SourceSpec& spec, const std::vector<cache::Cache
                                      .queue = spec.queue,
                                      .poll_us = spec.poll_us,
                                      .query_log = spec.query_log,
-                                     .feed_for = feed_for,
+                                     .feed_for = feed_for(config),
                                      .statements = cache::Node::load_statements(caches, spec.name),
                                      .watched = cache::Node::watched_tables(caches, spec.name),
                                      .metrics = &metrics,
@@ -56,19 +58,32 @@ Opened open_sqlite(const cache::SourceSpec& spec, const std::vector<cache::Cache
   return with_writes_checked(std::move(*opened), spec, caches);
 }
 
-Opened open_postgres(const cache::SourceSpec& spec, const std::vector<cache::CacheSpec>& caches,
-                     source::FeedFor feed_for, obs::Registry& metrics, Log log) {
+Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config,
+                     obs::Registry& metrics, Log log) {
+  const auto& caches = config.caches;
   // Nobody waits longer: `warm`, or the cache with the most patience.
   DurationUs longest = 30 * kSecond;
-  for (const cache::CacheSpec& cache : caches)
-    if (cache.source == spec.name) longest = std::max(longest, cache.load_timeout_us);
+  // A bound needs several heartbeats.
+  constexpr DurationUs kHeartbeat = 200 * kMillisecond;
+  DurationUs heartbeat = kHeartbeat;
+  for (const cache::CacheSpec& cache : caches) {
+    if (cache.source != spec.name) continue;
+    longest = std::max(longest, cache.load_timeout_us);
+    if (cache.bound_us > 0)
+      heartbeat = std::clamp(cache.bound_us / 5, 10 * kMillisecond, heartbeat);
+  }
+  const std::string feed = source::postgres::feed_name(config.engine.name_space, spec.name);
   auto opened = source::postgres::open_postgres(
       {.name = spec.name,
        .url = spec.url,
        .pool = spec.pool,
        .queue = spec.queue,
        .statement_timeout_us = longest,
-       .feed_for = feed_for,
+       .feed_for = feed_for(config),
+       .slot = feed,
+       .publication = feed,
+       .heartbeat_us = heartbeat,
+       .slot_limit_bytes = spec.slot_limit_bytes,
        .statements = cache::Node::load_statements(caches, spec.name),
        .watched = cache::Node::watched_tables(caches, spec.name),
        .metrics = &metrics,
@@ -79,11 +94,10 @@ Opened open_postgres(const cache::SourceSpec& spec, const std::vector<cache::Cac
 
 }  // namespace
 
-Opened open_source(const cache::SourceSpec& spec, const std::vector<cache::CacheSpec>& caches,
-                   source::FeedFor feed_for, obs::Registry& metrics, Log log) {
-  if (spec.url.starts_with("postgres"))
-    return open_postgres(spec, caches, feed_for, metrics, std::move(log));
-  return open_sqlite(spec, caches, feed_for, metrics, std::move(log));
+Opened open_source(const cache::SourceSpec& spec, const config::Config& config,
+                   obs::Registry& metrics, Log log) {
+  if (spec.url.starts_with("postgres")) return open_postgres(spec, config, metrics, std::move(log));
+  return open_sqlite(spec, config, metrics, std::move(log));
 }
 
 }  // namespace larder::server

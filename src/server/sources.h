@@ -23,8 +23,7 @@ source::FeedFor feed_for(const config::Config& config);
 // database. Blocks. Errors: config (also for a statement that the database does not take),
 // source_down, io.
 Result<std::unique_ptr<source::Source>> open_source(const cache::SourceSpec& spec,
-                                                    const std::vector<cache::CacheSpec>& caches,
-                                                    source::FeedFor feed_for,
+                                                    const config::Config& config,
                                                     obs::Registry& metrics, Log log);
 
 }  // namespace larder::server

@@ -12,6 +12,7 @@
 #include "base/sync.h"
 #include "source/pool.h"
 #include "source/postgres/connection.h"
+#include "source/postgres/feed.h"
 #include "source/postgres/postgres.h"
 #include "source/postgres/values.h"
 #include "source/row_json.h"
@@ -138,6 +139,7 @@ class Impl final : public PostgresSource {
   Task<Result<std::unique_ptr<Session>>> open_session(TimeUs deadline);
   void register_metrics();
   void end_setup() LARDER_EXCLUDES(setup_mutex_);
+  Result<void> open_feed();
   // Remembers whether the source works, says so when that changes. `error`: null, or why it is
   // `down`.
   void note(const Error* error, bool down);
@@ -180,6 +182,7 @@ class Impl final : public PostgresSource {
   std::unique_ptr<Setup> setup_ LARDER_GUARDED_BY(setup_mutex_);  // until the first load or write
   std::atomic<bool> set_up_{false};                               // there is one
 
+  std::unique_ptr<Feed> feed_;  // null: there is none
   std::unique_ptr<SessionPool> pool_;
 };
 

@@ -99,14 +99,9 @@ Result<void> Impl::open() {
   for (const WatchedTable& table : options_.watched)
     if (auto checked = check_watched(**setup, table); !checked)
       return std::unexpected(config_error(checked.error(), where));
-  capabilities_ = {.kind = "postgres",
-                   .snapshots = true,
-                   .typed_texts = true,
-                   .feed = false,
-                   .feed_rests_on = {},
-                   .why_no_feed =
-                       "this version reads no log of PostgreSQL: changes by others show when an "
-                       "entry's ttl ends, or when they are told (LARDER.INVALIDATE, [feed.x])"};
+  capabilities_ = {.kind = "postgres", .snapshots = true, .typed_texts = true};
+  if (auto looked = open_feed(); !looked)
+    return std::unexpected(config_error(looked.error(), where));
   register_metrics();
   pool_ = std::make_unique<SessionPool>(
       SessionPool::Options{
@@ -119,6 +114,41 @@ Result<void> Impl::open() {
   const MutexLock lock(setup_mutex_);
   setup_ = std::move(*setup);
   set_up_ = true;
+  return {};
+}
+
+// What others change shows by the log, if the server can tell it.
+Result<void> Impl::open_feed() {
+  Capabilities& can = capabilities_;
+  if (options_.slot.empty() || options_.watched.empty()) {
+    can.why_no_feed = "no cache of this source declares depends_on: there is nothing to watch";
+    return {};
+  }
+  constexpr DurationUs kPatience = 10 * kSecond;
+  const PrepareOptions wanted{.source = options_.name,
+                              .slot = options_.slot,
+                              .publication = options_.publication,
+                              .feed_for = options_.feed_for,
+                              .watched = options_.watched};
+  const auto found = examine_now(options_.url, wanted, monotonic_now_us() + kPatience);
+  if (!found) return std::unexpected(found.error());
+  can.feed = found->complete();
+  if (!can.feed) {
+    can.why_no_feed = found->why_not(options_.name);
+    return {};
+  }
+  can.feed_rests_on = rests_on(wanted);
+  can.echoes = options_.feed_for == FeedFor::node;
+  feed_ = std::make_unique<Feed>(FeedOptions{.name = options_.name,
+                                             .url = options_.url,
+                                             .feed_for = options_.feed_for,
+                                             .slot = options_.slot,
+                                             .publication = options_.publication,
+                                             .heartbeat_us = options_.heartbeat_us,
+                                             .slot_limit_bytes = options_.slot_limit_bytes,
+                                             .watched = options_.watched,
+                                             .metrics = options_.metrics,
+                                             .log = options_.log});
   return {};
 }
 
@@ -272,7 +302,9 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
   co_return session;
 }
 
-Task<void> Impl::run_feed(TaskGroup&, ChangeSink) { co_return; }
+Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
+  if (feed_) co_await feed_->run(group, std::move(sink));
+}
 
 void Impl::note(const Error* error, bool down) {
   if (error && !down) return;  // a refused statement says nothing about the database

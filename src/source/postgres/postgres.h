@@ -29,6 +29,11 @@ struct Options {
   // nobody waits any more.
   DurationUs statement_timeout_us = 30 * kSecond;
   FeedFor feed_for = FeedFor::node;
+  // Of the feed (feed.h): both as feed_name() makes them. "": no feed.
+  std::string slot;
+  std::string publication;
+  DurationUs heartbeat_us = 200 * kMillisecond;
+  std::uint64_t slot_limit_bytes = 0;
   std::vector<LoadStatement> statements;
   std::vector<WatchedTable> watched;
   obs::Registry* metrics = nullptr;  // may be null; else outlives the source
