@@ -99,8 +99,10 @@ Result<void> Impl::open() {
   for (const WatchedTable& table : options_.watched)
     if (auto checked = check_watched(**setup, table); !checked)
       return std::unexpected(config_error(checked.error(), where));
+  // Nodes that share an engine judge by snapshots only what the feed has told them; without one
+  // nobody could begin an epoch of this server.
   capabilities_ = {.kind = "postgres",
-                   .snapshots = true,
+                   .snapshots = options_.feed_for == FeedFor::node,
                    .typed_texts = true,
                    .feed = false,
                    .feed_rests_on = {},
