@@ -345,8 +345,10 @@ TEST(ConfigErrors, Sections) {
        "t:2:7: 'url' in [source.shop] has no scheme: use \"sqlite:<path>\" or "
        "\"postgresql://<host>/<database>\""},
       {"[source.shop]\nurl = \"postgresql://h:x/d\"\n",
-       "t:2:7: 'url' in [source.shop]: libpq does not take the url: invalid port number; write "
-       "postgresql://user:password@host:5432/database?sslmode=require"},
+       "t:2:7: 'url' in [source.shop]: the url names a port that is no number from 1 to 65535"},
+      {"[source.shop]\nurl = \"postgresql://h/d?ssl_mode=require\"\n",
+       "t:2:7: 'url' in [source.shop]: libpq does not take the url: invalid URI query parameter; "
+       "write postgresql://user:password@host:5432/database?sslmode=require"},
       {"[source.shop]\nurl = \"postgresql://h/d\"\npoll = \"1s\"\n",
        "t:3:8: 'poll' in [source.shop]: PostgreSQL is not polled; leave it out"},
       {"[source.shop]\nurl = \"postgres://h/d\"\nquery_log = \"x\"\n",

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <libpq-fe.h>
 
+#include <charconv>
 #include <map>
 #include <memory>
 
@@ -71,8 +72,16 @@ bool is_name(const std::string& host) {
 }  // namespace
 
 Result<void> check_url(const std::string& url) {
-  const auto parsed = parse(url);
-  return parsed ? Result<void>{} : std::unexpected(parsed.error());
+  auto parsed = parse(url);
+  if (!parsed) return std::unexpected(parsed.error());
+  for (const std::string& port : split((*parsed)["port"])) {  // which libpq looks at later
+    int number = 1;
+    const auto end = std::from_chars(port.data(), port.data() + port.size(), number).ptr;
+    if (end != port.data() + port.size() || number < 1 || number > 65535)
+      return fail(ErrorCode::config, "the url names a port that is no number from 1 to 65535",
+                  "postgres");
+  }
+  return {};
 }
 
 Task<Result<std::vector<Target>>> targets_of(std::string url, Settings settings, TimeUs deadline) {

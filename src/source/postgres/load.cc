@@ -194,6 +194,7 @@ Result<Impl::Next> Impl::read_replies(Session& session, Load& load, Form form,
     if (!state_known) {
       if (auto read = read_state(session, reply, sent, load.out); !read)
         return std::unexpected(read.error());
+      if (!capabilities_.snapshots) load.out.snapshot = {};
       state_known = true;
     }
     row = prepared.layout->read(reply);

@@ -102,6 +102,9 @@ Result<void> Impl::open() {
   capabilities_ = {.kind = "postgres", .snapshots = true, .typed_texts = true};
   if (auto looked = open_feed(); !looked)
     return std::unexpected(config_error(looked.error(), where));
+  // Nodes that share an engine judge by snapshots only what the feed has told them; without one
+  // nobody could begin an epoch of this server.
+  capabilities_.snapshots = capabilities_.feed || options_.feed_for == FeedFor::node;
   register_metrics();
   pool_ = std::make_unique<SessionPool>(
       SessionPool::Options{

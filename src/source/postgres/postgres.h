@@ -28,6 +28,8 @@ struct Options {
   // The largest time that anybody waits for a statement. The server ends what runs longer, when
   // nobody waits any more.
   DurationUs statement_timeout_us = 30 * kSecond;
+  // fleet: without a feed numbers of transactions mean nothing to other nodes, so that there are no
+  // snapshots then.
   FeedFor feed_for = FeedFor::node;
   // Of the feed (feed.h): both as feed_name() makes them. "": no feed.
   std::string slot;

@@ -353,6 +353,20 @@ TEST_F(PostgresTest, ALoadBesideAnOpenTransactionSeesItInProgress) {
   EXPECT_NE(absent->snapshot.source_id, 0U);
 }
 
+TEST_F(PostgresTest, WithoutAFeedAFleetIsToldOfNoSnapshots) {
+  Options given = options({{0, "SELECT id, name FROM item WHERE id = :id", {}, {"id"}, {}}});
+  given.feed_for = FeedFor::fleet;
+  open(given);
+  EXPECT_FALSE(source_->capabilities().snapshots);
+  const auto loaded = load({id_of(1), id_of(2)});
+  ASSERT_TRUE(loaded);
+  EXPECT_FALSE(loaded->snapshot.known());
+  auto pending = write("UPDATE item SET name = 'x' WHERE id = 1");
+  ASSERT_TRUE(pending);
+  EXPECT_EQ((*pending)->x(), 0U);
+  EXPECT_TRUE(loop_.run((*pending)->commit()));
+}
+
 // ---- writes ----
 
 TEST_F(PostgresTest, WritesTakeEveryTypeOfValue) {

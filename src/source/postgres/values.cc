@@ -126,10 +126,9 @@ Result<std::optional<std::string>> param_of(const Value& value) {
 std::optional<policy::Snapshot> parse_snapshot(std::string_view text) {
   policy::Snapshot out;
   if (!take_number(text, ':', out.xmin) || !take_number(text, ':', out.xmax)) return std::nullopt;
-  while (!text.empty()) {
-    policy::TxnId& x = out.in_progress.emplace_back();
-    const bool last = text.find(',') == std::string_view::npos;
-    if (!take_number(text, last ? '\0' : ',', x)) return std::nullopt;
+  for (bool more = !text.empty(); more;) {
+    more = text.find(',') != std::string_view::npos;
+    if (!take_number(text, more ? ',' : '\0', out.in_progress.emplace_back())) return std::nullopt;
   }
   const bool ordered =
       out.xmin > 0 && out.xmin <= out.xmax && std::ranges::is_sorted(out.in_progress);

@@ -182,6 +182,7 @@ Task<Result<Impl::Written>> Impl::write_on(Session& session,
       co_return fail(ErrorCode::source_down, "the server has just been promoted: repeat it",
                      "postgres");
     }
+    if (!capabilities_.snapshots) out.x = 0;
     for (std::size_t i = 0; i < at.size(); ++i) {
       const Reply& reply = replies[at[i]];
       out.affected.push_back(reply.affected());
