@@ -18,8 +18,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto reply = larder::wire::parse_reply(input, consumed, error);
   if (!reply) return 0;
   if (const auto answer = lookup_answer(*reply))
-    for (const Found& found : answer->found) {
-      LARDER_ASSERT(found.kind != Found::Kind::hit || found.entry.has_value());
+    for (const KeyAnswer& found : answer->found) {
+      LARDER_ASSERT(found.kind != KeyAnswer::Kind::hit || found.entry.has_value());
       if (found.entry) LARDER_ASSERT(found.entry->value.size() <= size);
     }
   static_cast<void>(fill_answer(*reply));

@@ -29,7 +29,7 @@ struct Flight {
 
   const std::string key;
   const Hash hash;
-  const std::uint64_t era;            // of the table when it began
+  const std::uint64_t era;            // of the table when it began; 0: it is not in it
   engine::Ticket ticket;              // the leader's
   bool reload = false;                // the source is to be asked although there is an entry
   TimeUs held_until = 0;              // an entry of the engine is to end later than this
@@ -68,14 +68,20 @@ class Flights {
     return {std::move(flight), true};
   }
 
-  // A flight that nobody joins. It is not counted.
-  static Pointer alone(std::string_view key, Hash hash) {
-    return std::make_shared<Flight<Outcome>>(std::string(key), hash, 0);
+  // A flight that nobody joins; its caller leads it.
+  Joined start_alone(std::string_view key, Hash hash) {
+    if (size_.fetch_add(1, std::memory_order_relaxed) >= limit_) {
+      size_.fetch_sub(1, std::memory_order_relaxed);
+      return {};
+    }
+    return {std::make_shared<Flight<Outcome>>(std::string(key), hash, kAlone), true};
   }
 
   // Nobody joins it any more, and its waiters wake. The leader calls it exactly once.
   void finish(const Pointer& flight) {
-    {
+    if (flight->era == kAlone) {
+      size_.fetch_sub(1, std::memory_order_relaxed);
+    } else {
       Shard& shard = shard_of(flight->hash);
       MutexLock lock(shard.mutex);
       const auto found = shard.flights.find(flight->key);
@@ -114,6 +120,8 @@ class Flights {
     std::unordered_map<std::string_view, Pointer> flights LARDER_GUARDED_BY(mutex);
   };
   Shard& shard_of(Hash hash) const { return shards_[(hash >> 32) % shards_.size()]; }
+
+  static constexpr std::uint64_t kAlone = 0;  // no era of the table
 
   const std::size_t limit_;
   std::atomic<std::size_t> size_{0};

@@ -153,8 +153,7 @@ void Node::Impl::refresh_in_background(unsigned cache, std::string_view key, Has
 // A read of a strong cache on a shared engine joins nobody: the flight may have had its answer from
 // the engine before a write on another node which this reader knows of.
 LoadFlights::Joined Node::Impl::join(const CacheRuntime& cache, std::string_view key, Hash hash) {
-  if (cache.rules.strong && engine.capabilities().shared)
-    return {LoadFlights::alone(key, hash), true};
+  if (cache.rules.strong && engine.capabilities().shared) return flights.start_alone(key, hash);
   return flights.join_or_start(key, hash);
 }
 

@@ -41,6 +41,7 @@ class PlainDedicated final : public engine::redis::Dedicated {
     }
   }
   void shutdown() override { stream_->shutdown(); }
+  int protocol() const override { return 2; }
 
  private:
   std::unique_ptr<net::Stream> stream_;

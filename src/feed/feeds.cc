@@ -25,9 +25,9 @@ Result<std::unique_ptr<Feeds>> Feeds::create(std::vector<Spec> specs, const Part
       feeds->channels_.push_back(
           std::make_unique<ChannelFeed>(spec, *client, actions, *parts.metrics, parts.log));
     else
-      feeds->streams_.push_back(
-          std::make_unique<StreamFeed>(spec, fmt::format("{}:feed:{}", parts.name_space, spec.name),
-                                       *client, actions, *parts.metrics, parts.log));
+      feeds->streams_.push_back(std::make_unique<StreamFeed>(
+          spec, fmt::format("{}:{{feed:{}}}", parts.name_space, spec.name), *client, actions,
+          *parts.metrics, parts.log));
   }
   return feeds;
 }

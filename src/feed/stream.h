@@ -1,9 +1,10 @@
 // A feed of the entries of a Redis Stream.
 //
 // A stream has a history, so nothing is lost by a restart or an outage: entries are read in order,
-// applied, and then the position is written to the key "<namespace>:feed:<name>" of the same Redis.
-// Beside the stream is the right place: both are lost together, and then everything is void anyway.
-// What was trimmed away before it was read is noticed (cursor.h), and voids everything, too.
+// applied, and then the position is written to the key "<namespace>:{feed:<name>}" of the same
+// Redis. Beside the stream is the right place: both are lost together, and then everything is void
+// anyway. What was trimmed away before it was read is noticed (cursor.h), and voids everything,
+// too.
 //
 // There is no consumer group: every node reads every entry, each at its own pace from memory, and
 // the stored position is the furthest that any has reached. That is enough where nodes share an

@@ -76,8 +76,9 @@ bool Session::run_keys_now(const CommandRow& row, Args args) {
   if (row.verb == Verb::flush) return false;
   int cache = -1;
   if (!passed && row.first_key != 0 && row.first_key == row.last_key) {
-    if (!route(args[static_cast<std::size_t>(row.first_key)], cache)) return true;
-    return cache >= 0 ? declared_now(row, args, cache) : plain_now(row, args);
+    const std::string_view key = args[static_cast<std::size_t>(row.first_key)];
+    if (!route(key, cache)) return true;
+    return cache >= 0 ? declared_now(row, args, key, cache) : plain_now(row, args);
   }
   keys_.clear();
   // Keys that only the engine can tell, and channels, are no declared ones before it has.
@@ -92,7 +93,7 @@ bool Session::run_keys_now(const CommandRow& row, Args args) {
   if (declared == 0) return plain_now(row, args);
   if (keys_.size() == 1 && row.first_key == row.last_key) {
     route(keys_[0], cache);
-    return declared_now(row, args, cache);
+    return declared_now(row, args, keys_[0], cache);
   }
   return run_many_now(row, args, declared);
 }
@@ -163,8 +164,7 @@ void Session::count_held(const CommandRow& row) {
   writer_.integer(n);
 }
 
-bool Session::declared_now(const CommandRow& row, Args args, int cache) {
-  const std::string_view key = args[1];
+bool Session::declared_now(const CommandRow& row, Args args, std::string_view key, int cache) {
   switch (row.verb) {
     case Verb::exists:
     case Verb::touch:

@@ -92,6 +92,7 @@ bool Session::fly(Args args) {
   Flight& flight = flights_.emplace_back();
   flight.row = row;
   flight.slot = *slot;
+  flight.place = sent_order_.add(keys_, row->plain->writes || (row->flags & kPubSub) != 0);
   if (row->plain->writes) {
     for (const std::string_view key : keys_)
       if (passed.near(key)) flight.keys.emplace_back(key);
@@ -160,7 +161,11 @@ Task<void> Session::ask_life(Flight::Near& near, std::uint32_t slot) {
 Task<void> Session::run_flight(Flight& flight) {
   flight.asked_at = monotonic_now_us();
   Passed& passed = *context_.passed;
-  redis::Route route{.slot = flight.slot, .node = {}, .protocol = writer_.protocol()};
+  redis::Route route{
+      .slot = flight.slot,
+      .node = {},
+      .protocol = writer_.protocol(),
+      .overtaken = [this, place = flight.place] { return sent_order_.overtaken(place); }};
   std::optional<TaskGroup> lives;
   if (!flight.near.empty()) {
     lives.emplace();
@@ -201,6 +206,7 @@ Task<void> Session::land() {
   for (Flight& flight : flights_) append_answer(flight.answer);
   flights_.clear();
   near_write_flies_ = false;
+  sent_order_.clear();
   flying_bytes_ = 0;
   now_ = monotonic_now_us();
 }
@@ -241,7 +247,9 @@ bool Session::everywhere(const CommandRow& row, Args args) const {
 Task<void> Session::pass(const CommandRow& row, Args args) {
   Passed& passed = *context_.passed;
   redis::Plain& plain = passed.plain();
-  static constexpr std::string_view kRefused[] = {"sync", "psync", "replconf", "swapdb"};
+  // Of the engine as a whole, which nodes share: who says SHUTDOWN here means Larder.
+  static constexpr std::string_view kRefused[] = {"sync",     "psync",     "replconf", "swapdb",
+                                                  "shutdown", "replicaof", "slaveof",  "failover"};
   if (std::ranges::find(kRefused, row.name) != std::end(kRefused)) {
     error(
         fmt::format("ERR '{}' does not pass through Larder: use the engine's own port", row.name));
@@ -615,9 +623,13 @@ Task<void> Session::over_relay(std::string bytes, int answers, std::uint32_t slo
       error(link.error());
       co_return;
     }
-    relay_ = std::make_shared<Relay>();
-    relay_->link = std::move(*link);
-    context_.group->spawn(run_relay(relay_, peer_));
+    const auto relay = std::make_shared<Relay>();
+    relay->link = std::move(*link);
+    if (!context_.group->spawn(run_relay(relay, peer_))) {
+      error(Error{ErrorCode::cancelled, "Larder is shutting down", {}});
+      co_return;
+    }
+    relay_ = relay;
   }
   const std::shared_ptr<Relay> to = relay_;
   const int wanted = to->confirmed + answers;

@@ -1,11 +1,16 @@
 // What a session keeps of plain commands that it has passed on to the engine (passing.cc).
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "base/hash.h"
 #include "base/task.h"
 #include "engine/redis/client.h"
 #include "policy/fill_rules.h"
@@ -13,9 +18,40 @@
 
 namespace larder::server {
 
+// In what order the commands in the air were sent: one that the engine refuses for a moment may be
+// sent again only if no later one must not run before it. Keys are told apart by a few bits of
+// their hash: too few make a command wait less, never too long.
+class SentOrder {
+ public:
+  struct Place {
+    std::uint32_t number = 0;
+    std::uint32_t bucket = kAnyKey;
+  };
+  // Of the next command.
+  Place add(std::span<const std::string_view> keys, bool writes) {
+    Place place{++last_, kAnyKey};
+    if (keys.size() == 1) place.bucket = static_cast<std::uint32_t>(hash_bytes(keys[0]) % kAnyKey);
+    if (writes) last_write_ = last_writes_[place.bucket] = place.number;
+    return place;
+  }
+  // Has a write been sent after it that may be of its keys?
+  bool overtaken(Place place) const {
+    if (place.bucket == kAnyKey) return last_write_ > place.number;
+    return std::max(last_writes_[place.bucket], last_writes_[kAnyKey]) > place.number;
+  }
+  void clear() { *this = {}; }
+
+ private:
+  static constexpr std::uint32_t kAnyKey = 31;  // several keys, or none
+  std::uint32_t last_ = 0;
+  std::uint32_t last_write_ = 0;
+  std::array<std::uint32_t, kAnyKey + 1> last_writes_{};
+};
+
 // One command in the air.
 struct Flight {
   const CommandRow* row = nullptr;
+  SentOrder::Place place;
   std::uint32_t slot = 0;
   std::string bytes;
   std::vector<std::string> keys;  // of a write that the near tier has to know of

@@ -184,6 +184,53 @@ TEST_F(PassingTest, APipelineIsInTheAirTogether) {
   EXPECT_LT(reads() - before, kCommands / 2);
 }
 
+TEST(SentOrder, AWriteBehindOvertakesWhatMayShareItsKeys) {
+  using Keys = std::vector<std::string>;
+  const auto overtaken = [](const Keys& first, bool first_writes, const Keys& second,
+                            bool second_writes) {
+    SentOrder order;
+    const std::vector<std::string_view> keys(first.begin(), first.end());
+    const std::vector<std::string_view> later_keys(second.begin(), second.end());
+    const auto place = order.add(keys, first_writes);
+    const auto later = order.add(later_keys, second_writes);
+    EXPECT_FALSE(order.overtaken(later));
+    return order.overtaken(place);
+  };
+  for (const bool writes : {false, true}) {
+    EXPECT_TRUE(overtaken({"a"}, writes, {"a"}, true));
+    EXPECT_FALSE(overtaken({"a"}, writes, {"a"}, false));
+    int others = 0;  // the hash has another seed in each process
+    for (int i = 0; i < 100; ++i)
+      others += overtaken({"a"}, writes, {"b" + std::to_string(i)}, true);
+    EXPECT_LT(others, 50);
+    EXPECT_TRUE(overtaken({"a"}, writes, {"b", "c"}, true));
+    EXPECT_TRUE(overtaken({"a", "b"}, writes, {"c"}, true));
+    EXPECT_TRUE(overtaken({}, writes, {"a"}, true));
+    EXPECT_FALSE(overtaken({}, writes, {"a", "b"}, false));
+  }
+}
+
+// The engine refuses for a moment. What a later write overtook is not sent again.
+TEST_F(PassingTest, APipelineKeepsItsOrderWhileTheEngineRefuses) {
+  raw({"CONFIG", "SET", "replica-serve-stale-data", "no"});
+  raw({"REPLICAOF", "127.0.0.1", std::to_string(engine::redis::free_port())});
+  TestClient c(address());
+  c.send_raw(TestClient::encode({"GET", "a"}) + TestClient::encode({"SET", "a", "1"}) +
+             TestClient::encode({"GET", "b"}));
+  const auto refused = [&](const std::string& command, int wanted) {
+    const std::string stats = raw({"INFO", "commandstats"});
+    const std::size_t line = stats.find("cmdstat_" + command + ":");
+    if (line == std::string::npos) return false;
+    constexpr std::string_view name = "rejected_calls=";
+    return std::stoi(stats.substr(stats.find(name, line) + name.size())) >= wanted;
+  };
+  ASSERT_TRUE(eventually([&] { return refused("get", 2) && refused("set", 1); }));
+  raw({"REPLICAOF", "NO", "ONE"});
+  EXPECT_THAT(TestClient::to_text(c.receive()), StartsWith("-MASTERDOWN"));
+  EXPECT_THAT(TestClient::to_text(c.receive()), StartsWith("-READONLY"));
+  EXPECT_EQ(TestClient::to_text(c.receive()), "(nil)");
+}
+
 TEST_F(PassingTest, RepliesThatAreNotWanted) {
   TestClient c(address());
   c.send({"CLIENT", "REPLY", "OFF"});
@@ -345,6 +392,8 @@ TEST_F(PassingTest, LardersOwnKeysAreHidden) {
   EXPECT_THAT(names, UnorderedElementsAre("a", "b"));
   for (int i = 0; i < 20; ++i) EXPECT_THAT(c.text({"RANDOMKEY"}), Not(StartsWith("larder")));
   EXPECT_EQ(c.text({"SCAN", "x"}), "-ERR invalid cursor");
+  for (const std::string command : {"SHUTDOWN", "FAILOVER"})
+    EXPECT_THAT(c.text({command}), HasSubstr("does not pass through Larder")) << command;
   EXPECT_EQ(c.text({"FLUSHALL"}), "OK");
   EXPECT_EQ(raw({"KEYS", "*"}), "*1\r\n$" + std::to_string(own.size()) + "\r\n" + own + "\r\n");
   EXPECT_EQ(c.text({"RANDOMKEY"}), "(nil)");
@@ -376,6 +425,7 @@ TEST_F(PassingTest, ClientsThatTrackAreToldOfForeignChanges) {
   EXPECT_EQ(a.text({"GET", "k"}), "not read since");
   raw({"PEXPIRE", "k", "20"});
   EXPECT_EQ(TestClient::to_text(a.receive()), "[invalidate, [k]]");
+  EXPECT_EQ(a.text({"GET", "other"}), "(nil)");
   raw({"FLUSHALL"});
   std::string last;
   while (last != "[invalidate, (nil)]" && last != "-closed")

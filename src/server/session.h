@@ -150,7 +150,7 @@ class Session final : public Peer::Owner {
   bool run_many_now(const CommandRow& row, Args args, std::size_t declared);
   bool mget_now(Args args);
   void count_held(const CommandRow& row);  // of keys_
-  bool declared_now(const CommandRow& row, Args args, int cache);
+  bool declared_now(const CommandRow& row, Args args, std::string_view key, int cache);
   void declared_life(const CommandRow& row, std::string_view key);
   bool declared_expire(const CommandRow& row, Args args, int cache);
   void refuse_declared(const CommandRow& row, std::string_view key, int cache);
@@ -365,6 +365,7 @@ class Session final : public Peer::Owner {
   // Passed on and not answered yet, in order; there are none while anything else is answered.
   std::deque<Flight> flights_;
   bool near_write_flies_ = false;  // one of them changes a key that may be near
+  SentOrder sent_order_;           // of those
   std::optional<TaskGroup> flight_group_;
   std::size_t flying_bytes_ = 0;
   bool passing_ = false;  // run_keys_now() has found a command for pass()

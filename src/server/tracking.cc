@@ -215,17 +215,25 @@ void Tracking::changed(std::span<const std::string_view> keys, Client by, Messag
 
 void Tracking::everything(Client by, Messages& out) {
   if (!active()) return;
+  std::set<Client> holders;
   for (Shard& shard : shards_) {
     MutexLock lock(shard.mutex);
+    for (const auto& [key, record] : shard.records)
+      for (const Reader& reader : record.readers) holders.insert(reader.client);
     reads_count_.fetch_sub(shard.reads, std::memory_order_relaxed);
     shard.records.clear();
     shard.expiring.clear();
     shard.reads = 0;
   }
   MutexLock lock(mutex_);
-  for (const auto& [client, known] : clients_)
+  for (const auto& [client, known] : clients_) {
+    // Of several in a row (a tag has news from each partition) the first leaves nothing to tell;
+    // but what one has written oneself is held and not noted (noloop).
+    const bool unnoted = known.settings.broadcast || known.settings.noloop;
+    if (!unnoted && !holders.contains(client)) continue;
     if (!known.settings.noloop || client != by)
       out.push_back({client, known.settings.redirect, {}});
+  }
 }
 
 bool Tracking::expire(TimeUs now, std::size_t most, Messages& out) {

@@ -81,6 +81,8 @@ class Tracking {
 
   // Each client gets at most one message. `by`: who made the change, for noloop.
   void changed(std::span<const std::string_view> keys, Client by, Messages& out);
+  // `everything` is told to those who have read something since the last time, and to all whose
+  // copies are not noted (broadcast, noloop).
   void everything(Client by, Messages& out);
   // Announces up to `most` keys whose life has ended by `now`. True: there are more.
   bool expire(TimeUs now, std::size_t most, Messages& out);

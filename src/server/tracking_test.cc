@@ -129,6 +129,17 @@ TEST_F(TrackingTest, EverythingReachesEverybody) {
   EXPECT_EQ(changed({"a"}), Told{});
 }
 
+TEST_F(TrackingTest, EverythingIsToldAgainOnlyToWhomMayHoldSomething) {
+  track(1);
+  track(2, {.broadcast = true}, {"p"});
+  track(3, {.noloop = true});
+  read(1, "a");
+  EXPECT_EQ(everything(), (Told{{1, {}}, {2, {}}, {3, {}}}));
+  EXPECT_EQ(everything(), (Told{{2, {}}, {3, {}}}));
+  read(1, "a");
+  EXPECT_EQ(everything(), (Told{{1, {}}, {2, {}}, {3, {}}}));
+}
+
 TEST_F(TrackingTest, APendingReadIsMarkedInsteadOfTold) {
   track(1);
   track(2);
@@ -251,10 +262,15 @@ TEST(TrackingModel, AgreesWithASetOfPairs) {
         case 2:
           if (pick(20) != 0) break;
           table.everything(id, messages);
-          reads.clear();
-          for (Tracking::Client reader = 1; reader < clients.size(); ++reader)
-            if (clients[reader].on && !(clients[reader].settings.noloop && reader == id))
+          for (Tracking::Client reader = 1; reader < clients.size(); ++reader) {
+            const auto& settings = clients[reader].settings;
+            const auto first = reads.lower_bound({reader, ""});
+            const bool has_read = first != reads.end() && first->first == reader;
+            if (clients[reader].on && !(settings.noloop && reader == id) &&
+                (has_read || settings.broadcast || settings.noloop))
               expected.emplace(reader, "");
+          }
+          reads.clear();
           break;
         case 3:
         case 4: {

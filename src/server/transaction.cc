@@ -122,7 +122,7 @@ bool Session::check_queued(const CommandRow& row, Args args) {
     case Verb::incrby:
     case Verb::decr:
     case Verb::decrby:
-      if (spec(one).increment.empty()) return !declared_now(row, args, one);
+      if (spec(one).increment.empty()) return !declared_now(row, args, one_key, one);
       return write_op(row, args, ops);
     case Verb::set:
     case Verb::setex:

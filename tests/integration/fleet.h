@@ -44,19 +44,9 @@ class EngineServer {
   std::string path() const { return folder_ + "/s"; }
 
   void start() {
-    std::vector<std::string> words{engine::real::find_redis(),
-                                   "--port",
-                                   "0",
-                                   "--unixsocket",
-                                   path(),
-                                   "--dir",
-                                   folder_,
-                                   "--save",
-                                   "",
-                                   "--appendonly",
-                                   "no",
-                                   "--logfile",
-                                   folder_ + "/log"};
+    std::vector<std::string> words{
+        binary_, "--port",       "0",  "--unixsocket", path(),          "--dir", folder_, "--save",
+        "",      "--appendonly", "no", "--logfile",    folder_ + "/log"};
     words.insert(words.end(), extra_.begin(), extra_.end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());

@@ -72,10 +72,30 @@ TEST_F(BehindSentinels, ThePrimaryDies) {
   expect_coherent();
 }
 
+TEST_F(FleetTest, NodesSpeakTlsToTheirEngine) {
+  if (!engine::redis::Certificates::can_be_made()) GTEST_SKIP() << "openssl is missing";
+  const engine::redis::Certificates certificates;
+  ASSERT_TRUE(certificates.make());
+  engine::redis::TestServer engine(certificates.server_words(), true);
+  engine.start();
+  start_nodes(
+      2, {},
+      "rediss://localhost:" + std::to_string(engine.port()) + "/0?ca=" + (certificates / "ca.crt"));
+  get_from(0, "b:5", "near");
+  get_from(1, "b:5", "near");
+  TestClient writer(address(0));
+  EXPECT_EQ(writer.text({"SET", "b:5", R"({"v":42})"}), "OK");
+  TestClient other(address(1));
+  EXPECT_TRUE(engine::redis::eventually([&] { return version_in(get(other, "b:5").value) == 42; }));
+  EXPECT_EQ(writer.text({"LPUSH", "plain", "x"}), "(int) 1");
+  nodes_.clear();
+}
+
 TEST_F(Chaos, OnValkey) {
   const std::string valkey = "/usr/bin/valkey-server";
   if (access(valkey.c_str(), X_OK) != 0) GTEST_SKIP() << "valkey-server is missing";
   start_engine({}, valkey);
+  ASSERT_THAT(engine_->call({"INFO", "server"}).text, testing::HasSubstr("valkey_version:8."));
   start_nodes(4);
   run(true, [&] {
     pass(800);

@@ -78,6 +78,19 @@ TEST_F(FleetTest, TagsCachesAndKeysAreVoidEverywhere) {
   }
 }
 
+TEST_F(FleetTest, ARefusalNamesTheDeclaredKey) {
+  start_engine();
+  start_nodes(1);
+  TestClient client(address(0));
+  const std::vector<std::vector<std::string>> commands = {
+      {"EVAL", "return 1", "1", "e:4"}, {"XREAD", "STREAMS", "e:4", "0"},
+      {"OBJECT", "ENCODING", "e:4"},    {"LPUSH", "e:4", "x"},
+      {"BITOP", "NOT", "plain", "e:4"}, {"APPEND", "e:4", "x"}};
+  for (const auto& command : commands)
+    EXPECT_THAT(client.text(command), HasSubstr("key 'e:4' of the declared cache 'e'"))
+        << command[0];
+}
+
 TEST_F(FleetTest, AThousandReadersOnFourNodesCauseOneLoad) {
   start_engine();
   start_nodes(4);

@@ -118,6 +118,7 @@ Task<Result<Answer>> ClientImpl::forward(Route route, std::string bytes, TimeUs 
   Part* const part = here();
   if (!part) co_return not_running();
   Loop& loop = part->loop();
+  const std::function<bool()> overtaken = std::move(route.overtaken);
   Trip trip(core_, std::move(route));
   for (;;) {
     const std::shared_ptr<Waiters> changed = core_.directory.changed();
@@ -139,6 +140,7 @@ Task<Result<Answer>> ClientImpl::forward(Route route, std::string bytes, TimeUs 
         if (step == Trip::Step::done) co_return Answer{std::move(exchange.reply)};
       }
     }
+    if (step == Trip::Step::pause && overtaken && overtaken()) step = Trip::Step::fail;
     if (step == Trip::Step::pause) {
       const TimeUs until = loop.now_us() + trip.pause_us(part->random());
       co_await changed->wait_until(std::min(until, deadline));
@@ -185,8 +187,9 @@ std::shared_ptr<void> ClientImpl::take_seat() {
 Task<Result<std::unique_ptr<Dedicated>>> ClientImpl::dedicate(Route route, TimeUs deadline) {
   Part* const part = here();
   if (!part) co_return not_running();
-  std::shared_ptr<void> seat = take_seat();
-  if (!seat) {
+  std::shared_ptr<void> seat;
+  if (!route.own) seat = take_seat();
+  if (!route.own && !seat) {
     co_return fail(ErrorCode::overloaded,
                    fmt::format("{} connections are given out already", core_.options.max_dedicated),
                    "redis");

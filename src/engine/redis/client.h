@@ -9,7 +9,8 @@
 // and ASK, waits out TRYAGAIN, CLUSTERDOWN and a failover until the deadline, and connects again
 // with backoff and jitter. A command is sent again only if it certainly did not run (never
 // written, or refused with MOVED, ASK, TRYAGAIN, LOADING, MASTERDOWN, CLUSTERDOWN, READONLY), or if
-// the caller says that running it twice is harmless.
+// the caller says that running it twice is harmless. Commands of one loop for one slot that are all
+// sent on (MOVED, ASK) keep their order; those that wait do not (Route::overtaken).
 //
 // Where nobody can take over, a server that is down is an error at once: a single one, or all.
 //
@@ -55,6 +56,10 @@ struct Route {
   bool replica = false;           // a replica may answer (READONLY): the healthiest and nearest
   int protocol = 3;               // what the answer is to look like
   bool repeatable = false;  // running it twice is harmless: send again after a lost connection
+  bool own = false;         // dedicate(): for the node itself, not counted against max_dedicated
+  // Has the caller sent something since that must not run before this? Then it does not wait to be
+  // sent again: its refusal is its answer. Asked on the caller's loop. Empty: no.
+  std::function<bool()> overtaken = {};
 };
 
 struct Options {
@@ -88,6 +93,7 @@ class Dedicated {
   virtual Task<Result<Answer>> receive(TimeUs deadline) = 0;
   // Ends pending and later calls. Callable more than once.
   virtual void shutdown() = 0;
+  virtual int protocol() const = 0;  // that is spoken on it: 2 where the server knows no HELLO
 };
 
 // A subscription that outlives connections: made again after each loss.
@@ -129,8 +135,8 @@ class Client {
                                     std::vector<std::string> args, bool repeatable,
                                     TimeUs deadline) = 0;
 
-  // Error overloaded: max_dedicated are in use. With url.cluster() the connection is to the slot's
-  // primary, and redirections are the caller's business.
+  // Error overloaded: max_dedicated are in use (Route::own: never). With url.cluster() the
+  // connection is to the slot's primary, and redirections are the caller's business.
   virtual Task<Result<std::unique_ptr<Dedicated>>> dedicate(Route route, TimeUs deadline) = 0;
 
   // Until unsubscribe(), whose end no callback outlives. `sharded`: SSUBSCRIBE at the primary of

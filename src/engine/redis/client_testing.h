@@ -34,6 +34,43 @@ inline std::uint16_t free_port() {
   return ntohs(address.sin_port);
 }
 
+// In a folder: a CA ("ca.crt"), a certificate for localhost and 127.0.0.1 that it signed
+// ("server"), one for a client ("client"), and the CA of a stranger ("other.crt").
+class Certificates {
+ public:
+  static bool can_be_made() { return std::system("openssl version >/dev/null 2>&1") == 0; }
+  bool make() const {
+    return ca("ca") && ca("other") && certificate("server", "DNS:localhost,IP:127.0.0.1") &&
+           certificate("client", "DNS:client");
+  }
+  std::string operator/(const std::string& name) const { return folder_ / name; }
+  // For a redis-server.
+  Words server_words() const {
+    return {"--tls-cert-file",    *this / "server.crt", "--tls-key-file",     *this / "server.key",
+            "--tls-ca-cert-file", *this / "ca.crt",     "--tls-auth-clients", "optional"};
+  }
+
+ private:
+  bool run(const std::string& arguments) const {
+    return std::system(("cd " + (folder_ / ".") + " && openssl " + arguments + " >/dev/null 2>&1")
+                           .c_str()) == 0;
+  }
+  bool ca(const std::string& name) const {
+    return run(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=" +
+        name + " -keyout " + name + ".key -out " + name + ".crt");
+  }
+  bool certificate(const std::string& name, const std::string& names) const {
+    return run("req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=" + name +
+               " -addext subjectAltName=" + names + " -keyout " + name + ".key -out " + name +
+               ".csr") &&
+           run("x509 -req -days 2 -copy_extensions copy -CAcreateserial -CA ca.crt -CAkey ca.key" +
+               (" -in " + name) + ".csr -out " + name + ".crt");
+  }
+
+  net::TempFolder folder_;
+};
+
 // A redis-server on a port of its own (or a Sentinel, with {"--sentinel"} and a file).
 class TestServer {
  public:

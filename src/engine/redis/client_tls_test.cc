@@ -3,38 +3,16 @@
 namespace larder::engine::redis {
 namespace {
 
-// A CA, a certificate for localhost and 127.0.0.1 that it signed, and one of a stranger.
 class RedisTlsTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (real::find_redis().empty()) GTEST_SKIP() << "redis-server is missing";
-    if (std::system("openssl version >/dev/null 2>&1") != 0) GTEST_SKIP() << "openssl is missing";
-    ASSERT_TRUE(make_ca("ca") && make_ca("other"));
-    ASSERT_TRUE(make_certificate("server", "DNS:localhost,IP:127.0.0.1"));
-    ASSERT_TRUE(make_certificate("client", "DNS:client"));
-    server_ = std::make_unique<TestServer>(
-        Words{"--tls-cert-file", folder_ / "server.crt", "--tls-key-file", folder_ / "server.key",
-              "--tls-ca-cert-file", folder_ / "ca.crt", "--tls-auth-clients", "optional"},
-        true);
+    if (!Certificates::can_be_made()) GTEST_SKIP() << "openssl is missing";
+    ASSERT_TRUE(folder_.make());
+    server_ = std::make_unique<TestServer>(folder_.server_words(), true);
     ASSERT_NO_FATAL_FAILURE(server_->start());
   }
 
-  bool run(const std::string& arguments) const {
-    return std::system(("cd " + (folder_ / ".") + " && openssl " + arguments + " >/dev/null 2>&1")
-                           .c_str()) == 0;
-  }
-  bool make_ca(const std::string& name) const {
-    return run(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=" +
-        name + " -keyout " + name + ".key -out " + name + ".crt");
-  }
-  bool make_certificate(const std::string& name, const std::string& names) const {
-    return run("req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=" + name +
-               " -addext subjectAltName=" + names + " -keyout " + name + ".key -out " + name +
-               ".csr") &&
-           run("x509 -req -days 2 -copy_extensions copy -CAcreateserial -CA ca.crt -CAkey ca.key" +
-               (" -in " + name) + ".csr -out " + name + ".crt");
-  }
   std::string url(const std::string& host, const std::string& query) const {
     return "rediss://" + host + ":" + std::to_string(server_->port()) + "/2?" + query;
   }
@@ -45,7 +23,7 @@ class RedisTlsTest : public ::testing::Test {
     return answer ? "" : answer.error().message;
   }
 
-  net::TempFolder folder_;
+  Certificates folder_;
   std::unique_ptr<TestServer> server_;
 };
 

@@ -90,6 +90,7 @@ class OwnConnection final : public Dedicated {
   }
 
   void shutdown() override { own_->stop(); }
+  int protocol() const override { return own_->peer.protocol; }
 
  private:
   std::shared_ptr<Own> own_;

@@ -104,10 +104,12 @@ Task<void> KeyWatch::watch(TaskGroup& group, std::shared_ptr<Post> post) {
 // Until the connection is lost or silent; says why.
 Task<std::string> KeyWatch::listen(TaskGroup& group, std::shared_ptr<Post> post) {
   const DurationUs bound = options_.bound_us;
-  Route route{.node = post->address, .protocol = 3};
+  Route route{.node = post->address, .protocol = 3, .own = true};
   auto made = co_await client_.dedicate(std::move(route), monotonic_now_us() + bound);
   if (!made) co_return made.error().message;
   const std::unique_ptr<Dedicated> own = std::move(*made);
+  if (own->protocol() != 3)
+    co_return "it does not speak RESP3 (HELLO 3), in which alone changes are told: allow HELLO";
   std::vector<std::string_view> begin{"CLIENT", "TRACKING", "ON", "BCAST"};
   for (const std::string& prefix : options_.prefixes) {
     begin.push_back("PREFIX");
@@ -132,6 +134,7 @@ Task<std::string> KeyWatch::listen(TaskGroup& group, std::shared_ptr<Post> post)
       if (post->up) hear(answer->bytes);  // before that, nothing is held
     } else if (answer) {
       if (answer->is_error()) co_return std::string(answer->error());
+      if (pings.empty()) co_return "it answers what it was not asked";
       proven = pings.front();
       pings.pop_front();
       if (!post->up) {
