@@ -4,7 +4,6 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <sqlite3.h>
 
 #include <atomic>
 #include <filesystem>
@@ -17,7 +16,7 @@
 #include "engine/redis_process.h"
 #include "server/instance.h"
 #include "server/test_client.h"
-#include "source/sqlite/prepare.h"
+#include "truth.h"
 
 namespace larder::server {
 
@@ -193,7 +192,7 @@ inline constexpr int kRows = 8;
 inline constexpr unsigned kHasty = 4;  // ms between writes: one after another through Larder
 inline constexpr DurationUs kBound = 500 * kMillisecond;
 
-inline std::string fleet_config(const fs::path& dir, const std::string& engine_url) {
+inline std::string fleet_config(const std::string& source, const std::string& engine_url) {
   std::string text = R"toml(
 [node]
 listen = ["127.0.0.1:0"]
@@ -205,9 +204,7 @@ capacity = "16MiB"
 url = "{URL}"
 partitions = 16
 [source.shop]
-url = "sqlite:{DIR}/shop.db"
-query_log = "{DIR}/queries-{NODE}.log"
-poll = "5ms"
+{SOURCE}
 )toml";
   const auto cache = [](std::string_view name, std::string_view consistency) {
     return "[cache." + std::string(name) + "]\nkey = \"" + std::string(name) +
@@ -223,7 +220,7 @@ poll = "5ms"
     for (std::size_t at = 0; (at = text.find(from)) != std::string::npos;)
       text.replace(at, from.size(), to);
   };
-  put("{DIR}", dir.string());
+  put("{SOURCE}", source);
   put("{URL}", engine_url);
   return text;
 }
@@ -235,15 +232,16 @@ class FleetTest : public testing::Test {
     std::string name = (fs::temp_directory_path() / "larder-nodes-XXXXXX").string();
     ASSERT_NE(mkdtemp(name.data()), nullptr);
     dir_ = name;
-    sql("PRAGMA journal_mode = WAL; CREATE TABLE item(id INTEGER PRIMARY KEY, v INTEGER NOT NULL);"
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
-        "INSERT INTO item SELECT i, 1 FROM n;");
+    truth_ = make_truth();
   }
   void TearDown() override {
     nodes_.clear();
     engine_.reset();
+    truth_.reset();
     if (!dir_.empty()) fs::remove_all(dir_);
   }
+
+  virtual std::unique_ptr<Truth> make_truth() { return std::make_unique<SqliteTruth>(dir_); }
 
   void start_engine(std::vector<std::string> extra = {},
                     const std::string& binary = engine::real::find_redis()) {
@@ -253,15 +251,10 @@ class FleetTest : public testing::Test {
                    std::string url = "") {
     if (url.empty()) url = engine_->url();
     for (int i = 0; i < count; ++i) {
-      std::string text = fleet_config(dir_, url);
-      text.replace(text.find("{NODE}"), 6, std::to_string(nodes_.size()));
+      const std::string text = fleet_config(truth_->source(nodes_.size()), url) + more_config_;
       auto config = config::load_config(text, "test");
       ASSERT_TRUE(config) << config::to_string(config.error());
-      if (nodes_.empty()) {
-        const auto watched = cache::Node::watched_tables(config->caches, "shop");
-        const auto applied = source::sqlite::apply((dir_ / "shop.db").string(), watched);
-        ASSERT_TRUE(applied) << to_string(applied.error());
-      }
+      if (nodes_.empty()) ASSERT_NO_FATAL_FAILURE(truth_->prepare(*config));
       auto started = Instance::start(*config, {}, options);
       ASSERT_TRUE(started) << to_string(started.error());
       nodes_.push_back(std::move(*started));
@@ -269,17 +262,7 @@ class FleetTest : public testing::Test {
   }
 
   // As somebody else's program would.
-  void sql(const std::string& text) const {
-    sqlite3* db = nullptr;
-    ASSERT_EQ(sqlite3_open((dir_ / "shop.db").c_str(), &db), SQLITE_OK);
-    sqlite3_busy_timeout(db, 10'000);
-    char* problem = nullptr;
-    EXPECT_EQ(
-        sqlite3_exec(db, ("PRAGMA synchronous = OFF;" + text).c_str(), nullptr, nullptr, &problem),
-        SQLITE_OK)
-        << (problem != nullptr ? problem : "");
-    sqlite3_close(db);
-  }
+  void sql(const std::string& text) const { EXPECT_TRUE(truth_->connect()->exec(text)) << text; }
 
   // Loads that the database itself has seen.
   int loads() const {
@@ -325,6 +308,8 @@ class FleetTest : public testing::Test {
   }
 
   fs::path dir_;
+  std::string more_config_;
+  std::unique_ptr<Truth> truth_;
   std::unique_ptr<EngineServer> engine_;
   std::vector<std::unique_ptr<Instance>> nodes_;
 };
@@ -368,11 +353,8 @@ class Load {
   };
 
   // `pause_ms`: at most, between the writes of one writer.
-  Load(std::vector<std::string> addresses, fs::path dir, bool strong, unsigned pause_ms)
-      : addresses_(std::move(addresses)),
-        dir_(std::move(dir)),
-        strong_(strong),
-        pause_ms_(pause_ms) {}
+  Load(std::vector<std::string> addresses, const Truth& truth, bool strong, unsigned pause_ms)
+      : addresses_(std::move(addresses)), truth_(truth), strong_(strong), pause_ms_(pause_ms) {}
 
   template <class Faults>
   void run(Faults&& faults) {
@@ -458,25 +440,20 @@ class Load {
 
   void write_past() {
     Random random(78);
-    sqlite3* db = nullptr;
-    sqlite3_open((dir_ / "shop.db").c_str(), &db);
-    sqlite3_busy_timeout(db, 10'000);
-    sqlite3_exec(db, "PRAGMA synchronous = OFF", nullptr, nullptr, nullptr);
+    const auto session = truth_.connect();
     while (!over_) {
       const int row = static_cast<int>(random.next() % (kRows / 2)) * 2 + 1;
       const std::int64_t version = ++versions_[static_cast<std::size_t>(row)];
       const std::string text = "UPDATE item SET v = " + std::to_string(version) +
                                " WHERE id = " + std::to_string(row + 1);
-      if (sqlite3_exec(db, text.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK)
-        ledger_.acknowledged(row, version);
+      if (session->exec(text)) ledger_.acknowledged(row, version);
       ++counts.writes;
       poll(nullptr, 0, static_cast<int>(random.next() % pause_ms_));
     }
-    sqlite3_close(db);
   }
 
   std::vector<std::string> addresses_;
-  fs::path dir_;
+  const Truth& truth_;
   bool strong_;
   unsigned pause_ms_;
   Ledger ledger_;
@@ -497,7 +474,7 @@ class Chaos : public FleetTest {
       addresses.push_back(address(node));
       get_from(node, "b:900", "near");
     }
-    load_ = std::make_unique<Load>(addresses, dir_, strong, pause_ms);
+    load_ = std::make_unique<Load>(addresses, *truth_, strong, pause_ms);
     load_->run(faults);
     const Load::Counts& c = load_->counts;
     std::printf(
@@ -534,16 +511,7 @@ class Chaos : public FleetTest {
   }
   // What the database holds.
   std::int64_t written(int row) const {
-    sqlite3* db = nullptr;
-    sqlite3_open((dir_ / "shop.db").c_str(), &db);
-    sqlite3_stmt* statement = nullptr;
-    sqlite3_prepare_v2(db, "SELECT v FROM item WHERE id = ?1", -1, &statement, nullptr);
-    sqlite3_bind_int(statement, 1, row + 1);
-    sqlite3_step(statement);
-    const std::int64_t version = sqlite3_column_int64(statement, 0);
-    sqlite3_finalize(statement);
-    sqlite3_close(db);
-    return version;
+    return truth_->connect()->integer("SELECT v FROM item WHERE id = " + std::to_string(row + 1));
   }
   static void pass(int ms) { poll(nullptr, 0, ms); }
 
