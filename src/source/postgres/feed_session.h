@@ -72,7 +72,8 @@ class FeedSession {
   // Until the connection is lost (an error), or until it has to begin again at state.position.
   Task<Result<void>> run();
   void interrupt();
-  bool has_read() const { return reading_; }
+  // A heartbeat of ours has come back.
+  bool has_read() const { return heartbeat_ != 0; }
 
  private:
   // open

@@ -38,10 +38,7 @@ class PostgresFeedTest : public ::testing::Test {
   void TearDown() override {
     if (!server_) return;
     feeds_.clear();
-    kill_walsenders();
-    other_->query(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-        " WHERE database = current_database()");
+    server_->drop_slots(database_);
   }
   void exec(const std::string& sql) { other_->exec(sql); }
   std::string query(const std::string& sql) { return other_->query(sql); }

@@ -44,10 +44,7 @@ class PostgresPrepareTest : public ::testing::Test {
                 .watched = {{7, "item", {"id"}}, {8, "item", {"grp", "id"}}}};
   }
   void TearDown() override {
-    if (other_)
-      other_->query(
-          "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-          " WHERE database = current_database()");
+    if (server_) server_->drop_slots(database_);
   }
   Preparation look() { return look(url_); }
   Preparation look(const std::string& url) {

@@ -123,6 +123,15 @@ class Server {
     return name;
   }
 
+  // Ends whoever reads the log of the database, and gives up their slots.
+  void drop_slots(const std::string& database) {
+    OtherClient admin(url("postgres"));
+    const std::string ours = " FROM pg_replication_slots WHERE database = '" + database + "'";
+    admin.query("SELECT pg_terminate_backend(active_pid, 10000)" + ours +
+                " AND active_pid IS NOT NULL");
+    admin.query("SELECT pg_drop_replication_slot(slot_name)" + ours);
+  }
+
   // As in a crash: every connection breaks, what was not committed is gone.
   void kill() {
     if (pid_ <= 0) return;
