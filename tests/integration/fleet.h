@@ -203,7 +203,78 @@ inline constexpr int kRows = 8;
 inline constexpr unsigned kHasty = 4;  // ms between writes: one after another through Larder
 inline constexpr DurationUs kBound = 500 * kMillisecond;
 
-inline std::string fleet_config(const fs::path& dir, const std::string& engine_url) {
+// The database of a fleet: item(id, v), 1,000 rows with v = 1.
+class Truth {
+ public:
+  using Client = std::function<bool(const std::string& sql)>;  // true: done
+
+  virtual ~Truth() = default;
+  // The lines of [source.shop] for a node.
+  virtual std::string source(std::size_t node) const = 0;
+  virtual void prepare(const std::vector<cache::CacheSpec>& caches) = 0;
+  // Somebody else's program, with a connection of its own.
+  virtual Client client() const = 0;
+  virtual std::int64_t version(int id) const = 0;
+  // Loads of so many nodes that the database itself has seen.
+  virtual int loads(std::size_t nodes) const = 0;
+};
+
+class SqliteTruth final : public Truth {
+ public:
+  explicit SqliteTruth(fs::path dir) : dir_(std::move(dir)) {
+    const bool made = client()(
+        "PRAGMA journal_mode = WAL; CREATE TABLE item(id INTEGER PRIMARY KEY, v INTEGER NOT NULL);"
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
+        "INSERT INTO item SELECT i, 1 FROM n;");
+    EXPECT_TRUE(made);
+  }
+  std::string source(std::size_t node) const override {
+    return "url = \"sqlite:" + path() + "\"\nquery_log = \"" + log(node) + "\"\npoll = \"5ms\"\n";
+  }
+  void prepare(const std::vector<cache::CacheSpec>& caches) override {
+    const auto applied = source::sqlite::apply(path(), cache::Node::watched_tables(caches, "shop"));
+    ASSERT_TRUE(applied) << to_string(applied.error());
+  }
+  Client client() const override {
+    sqlite3* db = nullptr;
+    EXPECT_EQ(sqlite3_open(path().c_str(), &db), SQLITE_OK);
+    sqlite3_busy_timeout(db, 10'000);
+    sqlite3_exec(db, "PRAGMA synchronous = OFF", nullptr, nullptr, nullptr);
+    return [shared = std::shared_ptr<sqlite3>(db, sqlite3_close)](const std::string& sql) {
+      return sqlite3_exec(shared.get(), sql.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK;
+    };
+  }
+  std::int64_t version(int id) const override {
+    sqlite3* db = nullptr;
+    sqlite3_open(path().c_str(), &db);
+    sqlite3_stmt* statement = nullptr;
+    sqlite3_prepare_v2(db, "SELECT v FROM item WHERE id = ?1", -1, &statement, nullptr);
+    sqlite3_bind_int(statement, 1, id);
+    sqlite3_step(statement);
+    const std::int64_t version = sqlite3_column_int64(statement, 0);
+    sqlite3_finalize(statement);
+    sqlite3_close(db);
+    return version;
+  }
+  int loads(std::size_t nodes) const override {
+    int n = 0;
+    for (std::size_t i = 0; i < nodes; ++i) {
+      std::ifstream file(log(i));
+      for (std::string line; std::getline(file, line);)
+        n += line.find("v FROM item") != std::string::npos;
+    }
+    return n;
+  }
+
+ private:
+  std::string path() const { return (dir_ / "shop.db").string(); }
+  std::string log(std::size_t node) const {
+    return (dir_ / ("queries-" + std::to_string(node) + ".log")).string();
+  }
+  const fs::path dir_;
+};
+
+inline std::string fleet_config(const std::string& source, const std::string& engine_url) {
   std::string text = R"toml(
 [node]
 listen = ["127.0.0.1:0"]
@@ -215,9 +286,7 @@ capacity = "16MiB"
 url = "{URL}"
 partitions = 16
 [source.shop]
-url = "sqlite:{DIR}/shop.db"
-query_log = "{DIR}/queries-{NODE}.log"
-poll = "5ms"
+{SOURCE}
 )toml";
   const auto cache = [](std::string_view name, std::string_view consistency) {
     return "[cache." + std::string(name) + "]\nkey = \"" + std::string(name) +
@@ -233,7 +302,7 @@ poll = "5ms"
     for (std::size_t at = 0; (at = text.find(from)) != std::string::npos;)
       text.replace(at, from.size(), to);
   };
-  put("{DIR}", dir.string());
+  put("{SOURCE}", source);
   put("{URL}", engine_url);
   return text;
 }
@@ -245,13 +314,12 @@ class FleetTest : public testing::Test {
     std::string name = (fs::temp_directory_path() / "larder-nodes-XXXXXX").string();
     ASSERT_NE(mkdtemp(name.data()), nullptr);
     dir_ = name;
-    sql("PRAGMA journal_mode = WAL; CREATE TABLE item(id INTEGER PRIMARY KEY, v INTEGER NOT NULL);"
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
-        "INSERT INTO item SELECT i, 1 FROM n;");
+    truth_ = make_truth();
   }
   void TearDown() override {
     nodes_.clear();
     engine_.reset();
+    truth_.reset();
     if (!dir_.empty()) fs::remove_all(dir_);
   }
 
@@ -263,44 +331,20 @@ class FleetTest : public testing::Test {
                    std::string url = "") {
     if (url.empty()) url = engine_->url();
     for (int i = 0; i < count; ++i) {
-      std::string text = fleet_config(dir_, url);
-      text.replace(text.find("{NODE}"), 6, std::to_string(nodes_.size()));
-      auto config = config::load_config(text, "test");
+      auto config = config::load_config(fleet_config(truth_->source(nodes_.size()), url), "test");
       ASSERT_TRUE(config) << config::to_string(config.error());
-      if (nodes_.empty()) {
-        const auto watched = cache::Node::watched_tables(config->caches, "shop");
-        const auto applied = source::sqlite::apply((dir_ / "shop.db").string(), watched);
-        ASSERT_TRUE(applied) << to_string(applied.error());
-      }
+      if (nodes_.empty()) truth_->prepare(config->caches);
       auto started = Instance::start(*config, {}, options);
       ASSERT_TRUE(started) << to_string(started.error());
       nodes_.push_back(std::move(*started));
     }
   }
 
-  // As somebody else's program would.
-  void sql(const std::string& text) const {
-    sqlite3* db = nullptr;
-    ASSERT_EQ(sqlite3_open((dir_ / "shop.db").c_str(), &db), SQLITE_OK);
-    sqlite3_busy_timeout(db, 10'000);
-    char* problem = nullptr;
-    EXPECT_EQ(
-        sqlite3_exec(db, ("PRAGMA synchronous = OFF;" + text).c_str(), nullptr, nullptr, &problem),
-        SQLITE_OK)
-        << (problem != nullptr ? problem : "");
-    sqlite3_close(db);
-  }
+  virtual std::unique_ptr<Truth> make_truth() { return std::make_unique<SqliteTruth>(dir_); }
 
-  // Loads that the database itself has seen.
-  int loads() const {
-    int n = 0;
-    for (std::size_t i = 0; i < nodes_.size(); ++i) {
-      std::ifstream log(dir_ / ("queries-" + std::to_string(i) + ".log"));
-      for (std::string line; std::getline(log, line);)
-        n += line.find("v FROM item") != std::string::npos;
-    }
-    return n;
-  }
+  // As somebody else's program would.
+  void sql(const std::string& text) const { EXPECT_TRUE(truth_->client()(text)) << text; }
+  int loads() const { return truth_->loads(nodes_.size()); }
 
   std::string address(std::size_t node) const { return nodes_[node]->addresses().front(); }
 
@@ -335,6 +379,7 @@ class FleetTest : public testing::Test {
   }
 
   fs::path dir_;
+  std::unique_ptr<Truth> truth_;
   std::unique_ptr<EngineServer> engine_;
   std::vector<std::unique_ptr<Instance>> nodes_;
 };
@@ -378,11 +423,8 @@ class Load {
   };
 
   // `pause_ms`: at most, between the writes of one writer.
-  Load(std::vector<std::string> addresses, fs::path dir, bool strong, unsigned pause_ms)
-      : addresses_(std::move(addresses)),
-        dir_(std::move(dir)),
-        strong_(strong),
-        pause_ms_(pause_ms) {}
+  Load(std::vector<std::string> addresses, const Truth& truth, bool strong, unsigned pause_ms)
+      : addresses_(std::move(addresses)), truth_(truth), strong_(strong), pause_ms_(pause_ms) {}
 
   template <class Faults>
   void run(Faults&& faults) {
@@ -468,25 +510,20 @@ class Load {
 
   void write_past() {
     Random random(78);
-    sqlite3* db = nullptr;
-    sqlite3_open((dir_ / "shop.db").c_str(), &db);
-    sqlite3_busy_timeout(db, 10'000);
-    sqlite3_exec(db, "PRAGMA synchronous = OFF", nullptr, nullptr, nullptr);
+    const Truth::Client client = truth_.client();
     while (!over_) {
       const int row = static_cast<int>(random.next() % (kRows / 2)) * 2 + 1;
       const std::int64_t version = ++versions_[static_cast<std::size_t>(row)];
-      const std::string text = "UPDATE item SET v = " + std::to_string(version) +
-                               " WHERE id = " + std::to_string(row + 1);
-      if (sqlite3_exec(db, text.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK)
+      if (client("UPDATE item SET v = " + std::to_string(version) +
+                 " WHERE id = " + std::to_string(row + 1)))
         ledger_.acknowledged(row, version);
       ++counts.writes;
       poll(nullptr, 0, static_cast<int>(random.next() % pause_ms_));
     }
-    sqlite3_close(db);
   }
 
   std::vector<std::string> addresses_;
-  fs::path dir_;
+  const Truth& truth_;
   bool strong_;
   unsigned pause_ms_;
   Ledger ledger_;
@@ -507,7 +544,7 @@ class Chaos : public FleetTest {
       addresses.push_back(address(node));
       get_from(node, "b:900", "near");
     }
-    load_ = std::make_unique<Load>(addresses, dir_, strong, pause_ms);
+    load_ = std::make_unique<Load>(addresses, *truth_, strong, pause_ms);
     load_->run(faults);
     const Load::Counts& c = load_->counts;
     std::printf(
@@ -543,18 +580,7 @@ class Chaos : public FleetTest {
     }
   }
   // What the database holds.
-  std::int64_t written(int row) const {
-    sqlite3* db = nullptr;
-    sqlite3_open((dir_ / "shop.db").c_str(), &db);
-    sqlite3_stmt* statement = nullptr;
-    sqlite3_prepare_v2(db, "SELECT v FROM item WHERE id = ?1", -1, &statement, nullptr);
-    sqlite3_bind_int(statement, 1, row + 1);
-    sqlite3_step(statement);
-    const std::int64_t version = sqlite3_column_int64(statement, 0);
-    sqlite3_finalize(statement);
-    sqlite3_close(db);
-    return version;
-  }
+  std::int64_t written(int row) const { return truth_->version(row + 1); }
   static void pass(int ms) { poll(nullptr, 0, ms); }
 
   std::unique_ptr<Load> load_;

@@ -63,6 +63,14 @@ class OtherClient {
         << PQerrorMessage(conn_) << " in " << sql;
     PQclear(result);
   }
+  // What may fail.
+  bool try_exec(const std::string& sql) {
+    if (PQstatus(conn_) != CONNECTION_OK) PQreset(conn_);
+    PGresult* const result = PQexec(conn_, sql.c_str());
+    const ExecStatusType status = PQresultStatus(result);
+    PQclear(result);
+    return status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK;
+  }
   // "a|b" for each row, separated by spaces.
   std::string query(const std::string& sql) {
     PGresult* const result = PQexec(conn_, sql.c_str());
