@@ -271,6 +271,7 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
   const auto identity = co_await connection.identify(deadline);
   if (!identity) co_return std::unexpected(identity.error());
   session->identity = *identity;
+  session->identified_at = monotonic_now_us();
   co_return session;
 }
 
