@@ -50,6 +50,7 @@ struct FeedState {
   bool slot_is_useless = false;   // it has to be made anew
   std::atomic<double> slot_bytes{0};
   std::string condition;
+  std::string missing;  // of what is not vital
 };
 
 // Lets coroutines of one loop pass one at a time, in their order.

@@ -8,6 +8,8 @@
 namespace larder::source::postgres {
 namespace {
 
+constexpr DurationUs kStandbyLife = 60 * kSecond;
+
 const Value* find_value(const Params& params, std::string_view name) {
   const auto found = std::ranges::find(params, name, &NamedValue::name);
   return found == params.end() ? nullptr : &found->value;
@@ -221,6 +223,9 @@ Result<void> Impl::read_state(Session& session, const Reply& reply, TimeUs sent,
   const auto lag_text = reply.value(0, LoadLayout::kLag);
   const bool replays = lag_text.has_value();
   if (replays != session.identity.in_recovery) session.retired = true;
+  // A standby keeps its sessions when it follows another primary, of another timeline. Until then
+  // it claims the old one, and its loads are refused where the new one is known.
+  if (replays && sent - session.identified_at > kStandbyLife) session.retired = true;
   if (!replays && !session.identity.in_recovery) return {};
   out.snapshot.xmax = out.snapshot.xmin;
   out.snapshot.in_progress.clear();

@@ -265,7 +265,8 @@ void Examiner::identity(const Reply& reply, int row, const std::vector<std::stri
                           fmt::join(uncovered, ", ")),
        .needs = yes(reply, row, 7)
                     ? std::string()
-                    : fmt::format("ownership of {} (role {})", quoted, text(reply, row, 8))});
+                    : fmt::format("ownership of {} (role {})", quoted, text(reply, row, 8)),
+       .vital = false});
 }
 
 // After the tables: a new publication takes all of them at once.

@@ -160,6 +160,30 @@ class Server {
     }
     FAIL() << "postgres does not answer";
   }
+  // From now on (until off) it can speak TLS, with a certificate for localhost. Returns the file
+  // that vouches for it; "" if there is no openssl to make one.
+  std::string tls_on() {
+    const std::string key = folder_ / "data/server.key", certificate = folder_ / "data/server.crt";
+    const std::string make =
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj "
+        "/CN=localhost -addext subjectAltName=DNS:localhost -keyout " +
+        key + " -out " + certificate + " >/dev/null 2>&1 && chmod 600 " + key;
+    if (std::system(make.c_str()) != 0) return {};
+    if (user_) {
+      EXPECT_EQ(::chown(key.c_str(), user_->pw_uid, user_->pw_gid), 0);
+      EXPECT_EQ(::chown(certificate.c_str(), user_->pw_uid, user_->pw_gid), 0);
+    }
+    OtherClient admin(url("postgres"));
+    admin.exec("ALTER SYSTEM SET ssl = on");
+    admin.exec("SELECT pg_reload_conf()");
+    return certificate;
+  }
+  void tls_off() {
+    OtherClient admin(url("postgres"));
+    admin.exec("ALTER SYSTEM RESET ssl");
+    admin.exec("SELECT pg_reload_conf()");
+  }
+
   // As for one that hangs: it takes connections, and answers nothing.
   void freeze() const { ::kill(pid_, SIGSTOP); }
   void thaw() const { ::kill(pid_, SIGCONT); }
