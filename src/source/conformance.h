@@ -304,6 +304,7 @@ TYPED_TEST_P(SourceConformance, TheFeedDeliversWhatOthersChange) {
   EXPECT_TRUE(this->source_->capabilities().feed);
   this->catch_up();
   EXPECT_THAT(this->sink_.changes(), ::testing::IsEmpty());
+  this->sink_.batches.clear();  // it may begin with everything
   this->harness_.foreign("UPDATE item SET name = 'x' WHERE id = 2");
   this->harness_.foreign("INSERT INTO item(id, name, grp) VALUES (4, 'four', NULL)");
   this->catch_up();
@@ -319,6 +320,7 @@ TYPED_TEST_P(SourceConformance, TheFeedDeliversWhatOthersChange) {
 
 TYPED_TEST_P(SourceConformance, TheFeedLeavesOutOurOwnWrites) {
   if (!TypeParam::kFeed) GTEST_SKIP() << "no feed";
+  if (!TypeParam::kChanges) GTEST_SKIP() << "the feed tells more than the write path knows";
   this->start_feed();
   for (int i = 0; i < 20; ++i) {
     auto open = this->write({this->set_name(1, std::to_string(i))});
@@ -335,9 +337,12 @@ TYPED_TEST_P(SourceConformance, WhatTheSinkRefusesIsDeliveredAgain) {
   if (!TypeParam::kFeed) GTEST_SKIP() << "no feed";
   this->sink_.refuse = 3;
   this->start_feed();
-  auto open = this->write({this->set_name(1, "ours")});
-  ASSERT_TRUE(open);
-  ASSERT_TRUE(this->loop_.run((*open)->commit()));
+  this->catch_up();
+  if (TypeParam::kChanges) {
+    auto open = this->write({this->set_name(1, "ours")});
+    ASSERT_TRUE(open);
+    ASSERT_TRUE(this->loop_.run((*open)->commit()));
+  }
   this->harness_.foreign("UPDATE item SET name = 'x' WHERE id = 2");
   this->catch_up();
   EXPECT_EQ(this->sink_.refuse, 0);

@@ -90,22 +90,12 @@ class PostgresTruth final : public Truth {
  public:
   using Server = source::postgres::testing::Server;
 
-  PostgresTruth() : url_(Server::get().url(Server::get().fresh_database())) {
+  PostgresTruth() {
     const auto session = connect();
     EXPECT_TRUE(session->exec(kTable) &&
                 session->exec("INSERT INTO item SELECT i, 1 FROM generate_series(1, 1000) i"));
   }
-  // The server has few slots, and their names are its own, not a database's.
-  ~PostgresTruth() override {
-    const auto session = connect();
-    for (int tries = 0; tries < 1'000 && slots(*session) > 0; ++tries) {
-      session->exec(
-          "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
-          "WHERE database = current_database() AND NOT active");
-      ::poll(nullptr, 0, 5);  // its reader is leaving
-    }
-    EXPECT_EQ(slots(*session), 0);
-  }
+  ~PostgresTruth() override { Server::get().drop_slots(database_); }
   std::string source(std::size_t /*node*/) const override { return "url = \"" + url_ + "\"\n"; }
   void prepare(const config::Config& config) const override {
     const std::string name = source::postgres::feed_name(config.engine.name_space, "shop");
@@ -148,12 +138,8 @@ class PostgresTruth final : public Truth {
    private:
     PGconn* conn_;
   };
-  static std::int64_t slots(Session& session) {
-    return session.integer(
-        "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()");
-  }
-
-  const std::string url_;
+  const std::string database_ = Server::get().fresh_database();
+  const std::string url_ = Server::get().url(database_);
 };
 
 }  // namespace larder::server

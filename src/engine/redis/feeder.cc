@@ -12,8 +12,6 @@ constexpr DurationUs kLease = 3 * kSecond;
 constexpr DurationUs kRenewEvery = kSecond;
 constexpr DurationUs kLookAgain = 250 * kMillisecond;
 constexpr int kTries = 3;
-constexpr DurationUs kReplicaLag = 10 * kSecond;
-constexpr DurationUs kNoteEvery = kSecond;
 
 std::uint64_t seed() {
   std::random_device device;
@@ -71,24 +69,16 @@ std::string Feeder::unique() { return hex(random_); }
 FeedOrder Feeder::order() const {
   return {.go_on_from = delivered_,
           .new_epoch = std::ranges::any_of(states_, [](const State& s) { return !s.known; }),
-          .confirm_up_to = confirmed_};
+          .confirm_up_to = confirmed_.position()};
 }
 
 void Feeder::note_applied() {
-  const TimeUs now = Loop::current()->now_us();
   std::uint64_t lowest = delivered_;
   for (const State& state : states_) {
-    // A new epoch begins at the log's end: until then nothing is safe to forget.
-    if (!state.known) return applied_.clear();
+    if (!state.known) return confirmed_.hold();  // its epoch will begin at the log's end
     lowest = std::min(lowest, state.position);
   }
-  if (!applied_.empty() && lowest < applied_.back().position) applied_.clear();
-  while (!applied_.empty() && applied_.front().at <= now - kReplicaLag) {
-    confirmed_ = std::max(confirmed_, applied_.front().position);
-    applied_.pop_front();
-  }
-  if (applied_.empty() || applied_.back().at <= now - kNoteEvery)
-    applied_.push_back({.at = now, .position = lowest});
+  confirmed_.note(Loop::current()->now_us(), lowest);
 }
 
 // ---- the lease ----
@@ -309,8 +299,7 @@ Task<Result<FeedOrder>> Feeder::deliver(FeedBatch batch, TaskGroup& group) {
   Result<void> done;
   if (batch.source_id != source_id_) {
     began_ = false;
-    applied_.clear();
-    confirmed_ = 0;  // its positions are those of another log
+    confirmed_.reset();
   }
   source_id_ = batch.source_id;
   if (!began_) {

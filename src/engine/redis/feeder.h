@@ -5,15 +5,10 @@
 // again from the lowest. A partition without state, or with another source's, gets a new epoch:
 // mark it, ask the feed for the log's end and a floor, write the epoch (design section 3).
 //
-// A source may forget what every partition had applied kReplicaLag ago. That rests on replicas of
-// the engine being less than that behind when one of them takes over; if they were more, the
-// source's log no longer reaches back to A, which begins a new epoch: slow, never stale.
-//
 // Used by one coroutine at a time. Internal to the engine.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -22,6 +17,7 @@
 #include "base/random.h"
 #include "engine/engine.h"
 #include "engine/redis/client.h"
+#include "engine/redis/confirmed.h"
 #include "engine/redis/partition.h"
 #include "engine/redis/steps.h"
 
@@ -79,12 +75,7 @@ class Feeder {
   std::vector<State> states_;
   std::uint64_t delivered_ = 0;  // everything up to here has been applied where it belongs
   TimeUs beat_at_ = 0;
-  struct Applied {
-    TimeUs at = 0;
-    std::uint64_t position = 0;  // the lowest A then
-  };
-  std::deque<Applied> applied_;  // of the last kReplicaLag, one a second
-  std::uint64_t confirmed_ = 0;
+  Confirmed confirmed_;
 };
 
 // Turns a change into steps of the partitions of its keys and tags. `schema_of` names the schemas.

@@ -2,14 +2,16 @@
 #include "source/conformance.h"
 
 #include "source/postgres/postgres.h"
+#include "source/postgres/prepare.h"
 #include "source/postgres/testing.h"
 
 namespace larder::source::testing {
 namespace {
 
+template <FeedFor kFor>
 struct PostgresHarness {
   using Loop = RuntimeLoop;
-  static constexpr bool kFeed = false;
+  static constexpr bool kFeed = true;
   static constexpr bool kChanges = false;
 
   PostgresHarness() {
@@ -18,21 +20,35 @@ struct PostgresHarness {
   }
   Result<std::unique_ptr<Source>> open(std::vector<LoadStatement> statements,
                                        std::vector<WatchedTable> watched) {
+    const postgres::PrepareOptions wanted{
+        .source = "shop", .slot = feed, .publication = feed, .feed_for = kFor, .watched = watched};
+    const auto found = postgres::examine_now(url, wanted, soon());
+    if (!found) return std::unexpected(found.error());
+    if (const auto done = postgres::apply_now(url, *found, soon()); !done)
+      return std::unexpected(done.error());
     return postgres::open_postgres({.name = "shop",
                                     .url = url,
                                     .pool = 2,
                                     .queue = 16,
+                                    .feed_for = kFor,
+                                    .slot = feed,
+                                    .publication = feed,
+                                    .heartbeat_us = 20 * kMillisecond,
                                     .statements = std::move(statements),
                                     .watched = std::move(watched)});
   }
+  ~PostgresHarness() { server.drop_slots(database); }
   void foreign(const std::string& sql) { other.exec(sql); }
 
   postgres::testing::Server& server = postgres::testing::Server::get();
-  std::string url = server.url(server.fresh_database());
+  std::string database = server.fresh_database();
+  std::string url = server.url(database);
+  std::string feed = postgres::feed_name("test", database);
   postgres::testing::OtherClient other{url};
 };
 
-INSTANTIATE_TYPED_TEST_SUITE_P(Postgres, SourceConformance, PostgresHarness);
+using Forms = ::testing::Types<PostgresHarness<FeedFor::node>, PostgresHarness<FeedFor::fleet>>;
+INSTANTIATE_TYPED_TEST_SUITE_P(Postgres, SourceConformance, Forms);
 
 }  // namespace
 }  // namespace larder::source::testing

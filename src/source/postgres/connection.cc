@@ -1,6 +1,7 @@
 #include "source/postgres/connection.h"
 
 #include <fmt/format.h>
+#include <openssl/ssl.h>
 #include <poll.h>
 
 #include <algorithm>
@@ -255,6 +256,18 @@ bool Connection::send_and_forget(const Command& command) {
   return !broken_;
 }
 
+// What has come. With TLS more may lie decrypted in OpenSSL than libpq has room for at once, and
+// the socket would not tell of it again.
+bool Connection::consume() {
+  do {
+    if (PQconsumeInput(conn_.get()) == 0) return false;
+    if (!PQsslInUse(conn_.get())) return true;
+    auto* const ssl = static_cast<SSL*>(PQsslStruct(conn_.get(), "OpenSSL"));
+    if (!ssl || SSL_pending(ssl) == 0) return true;
+  } while (PQstatus(conn_.get()) == CONNECTION_OK);
+  return false;
+}
+
 Task<Result<void>> Connection::wait(bool write, TimeUs deadline) {
   const auto ready = co_await readiness_->wait(true, write, deadline);
   if (ready.cancelled) {
@@ -262,7 +275,7 @@ Task<Result<void>> Connection::wait(bool write, TimeUs deadline) {
     co_return fail(ErrorCode::cancelled, "the wait for the server was interrupted", "postgres");
   }
   if (ready.timed_out()) co_return fail(ErrorCode::timeout, "");
-  if (ready.readable && PQconsumeInput(conn_.get()) == 0) co_return lost("waiting for it");
+  if (ready.readable && !consume()) co_return lost("waiting for it");
   co_return Result<void>();
 }
 
@@ -452,7 +465,7 @@ bool Connection::stale() {
   for (int i = 0; i < 4; ++i) {
     pollfd look = {.fd = PQsocket(conn_.get()), .events = POLLIN, .revents = 0};
     if (::poll(&look, 1, 0) == 0) return false;
-    if (PQconsumeInput(conn_.get()) == 0 || PQstatus(conn_.get()) == CONNECTION_BAD) break;
+    if (!consume() || PQstatus(conn_.get()) == CONNECTION_BAD) break;
   }
   broken_ = true;
   return broken_;

@@ -176,6 +176,7 @@ class Connection {
   Result<void> watch();
   bool send(const Command& command);
   Task<Result<void>> flush(TimeUs deadline);
+  bool consume();
   // Until there is a result; null = the end of a command's results.
   Task<Result<PGresult*>> next_result(TimeUs deadline);
   Task<Result<void>> wait(bool write, TimeUs deadline);

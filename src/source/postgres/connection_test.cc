@@ -198,6 +198,36 @@ TEST_F(ConnectionTest, MoreThanTheSocketHoldsBothWays) {
   for (const Reply& reply : *replies) EXPECT_EQ(reply.value(0, 0)->size(), large.size());
 }
 
+TEST_F(ConnectionTest, SpeaksTls) {
+  const std::string authority = Server::get().tls_on();
+  if (authority.empty()) GTEST_SKIP() << "openssl is missing";
+  const std::string url = "postgresql://larder@localhost:" + std::to_string(Server::get().port()) +
+                          "/postgres?sslmode=verify-full&sslrootcert=";
+  // The server reads its configuration a moment later.
+  Result<std::unique_ptr<Connection>> connected;
+  do connected = loop_.run(Connection::connect(url + authority, {}, soon()));
+  while (!connected && connected.error().message.contains("does not support SSL"));
+  ASSERT_TRUE(connected) << connected.error().message;
+  Connection& connection = **connected;
+  EXPECT_EQ(one(connection, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"), "t");
+  // Rows that do not fit a record of TLS, nor what libpq reads at once.
+  for (const int size : {100, 8'000, 16'300, 16'400, 33'000, 100'000, 5'000'000})
+    EXPECT_EQ(one(connection, "SELECT repeat('x', " + std::to_string(size) + ")").size(),
+              static_cast<std::size_t>(size));
+  std::vector<Command> commands;
+  for (int i = 0; i < 30; ++i)
+    commands.push_back(Command::query("SELECT $1::text", {std::string(300'000, 'x')}));
+  const auto replies = run(connection, std::move(commands));
+  ASSERT_TRUE(replies) << replies.error().message;
+  EXPECT_EQ(replies->back().value(0, 0)->size(), 300'000U);
+  EXPECT_FALSE(connection.stale());
+
+  const auto stranger = loop_.run(Connection::connect(url + "/nowhere/ca.crt", {}, soon()));
+  ASSERT_FALSE(stranger);
+  EXPECT_THAT(stranger.error().message, HasSubstr("certificate"));
+  Server::get().tls_off();
+}
+
 TEST_F(ConnectionTest, WhatIsForgottenIsDroppedByTheNext) {
   const auto connection = connect();
   EXPECT_EQ(one(*connection, "SELECT 1"), "1");

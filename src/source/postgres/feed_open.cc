@@ -66,9 +66,15 @@ Task<Result<void>> FeedSession::look_at_tables() {
   auto found = co_await examine(*sql_, std::move(options), monotonic_now_us() + kPatience);
   turn_.give();
   if (!found) co_return std::unexpected(found.error());
-  if (!found->complete()) {
+  if (!found->works()) {
     state_.owes_everything = true;  // once it is right again: who knows what was missed
     co_return fail(ErrorCode::source_down, found->why_not(state_.options.name), "postgres");
+  }
+  if (const std::string missing = found->why_not(state_.options.name); missing != state_.missing) {
+    state_.missing = missing;
+    if (!missing.empty())
+      state_.say(fmt::format("until it is done, many changes void all entries of the source: {}",
+                             missing));
   }
   const bool same = std::ranges::includes(found->storage, state_.storage);
   state_.storage = std::move(found->storage);

@@ -45,10 +45,7 @@ Task<Result<void>> FeedSession::run() {
     TaskGroup helpers;
     helpers.spawn(beat(helpers));
     done = co_await hello();
-    if (done) {
-      state_.note("");
-      done = co_await read();
-    }
+    if (done) done = co_await read();
     helpers.stop();
     sql_->interrupt();
     co_await helpers.join();
@@ -156,7 +153,7 @@ Task<Result<void>> FeedSession::take_next(TimeUs deadline) {
     const Result<void> taken = co_await take(std::move(**block));
     co_return taken;
   }
-  Result<void> ended = co_await stream_->finish_copy(true, monotonic_now_us() + kPatience);
+  Result<void> ended = co_await stream_->finish_copy(false, monotonic_now_us() + kPatience);
   if (ended) ended = fail(ErrorCode::source_down, "the server has ended the stream", "postgres");
   // It looks for the publication in the catalogs as they were when the log was written.
   if (state_.fleet() && ended.error().message.contains("SQLSTATE 42704"))
@@ -186,7 +183,10 @@ Task<Result<void>> FeedSession::deliver_ready() {
   for (const std::string& line : ready.why) state_.say(line);
   ChangeBatch batch = std::move(ready.batch);
   batch.source_id = state_.source_id;
-  heartbeat_ = std::max(heartbeat_, batch.heartbeat);
+  if (batch.heartbeat > heartbeat_) {
+    heartbeat_ = batch.heartbeat;
+    state_.note("");
+  }
   if (batch.everything && !state_.fleet()) {
     // A load may not see yet what the log shows already.
     const auto floor = co_await epoch();

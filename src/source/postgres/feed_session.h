@@ -50,6 +50,7 @@ struct FeedState {
   bool slot_is_useless = false;   // it has to be made anew
   std::atomic<double> slot_bytes{0};
   std::string condition;
+  std::string missing;  // of what is not vital
 };
 
 // Lets coroutines of one loop pass one at a time, in their order.
@@ -72,7 +73,8 @@ class FeedSession {
   // Until the connection is lost (an error), or until it has to begin again at state.position.
   Task<Result<void>> run();
   void interrupt();
-  bool has_read() const { return reading_; }
+  // A heartbeat of ours has come back.
+  bool has_read() const { return heartbeat_ != 0; }
 
  private:
   // open

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <deque>
 #include <memory>
 #include <string>
@@ -73,7 +75,10 @@ struct FeedSink {
 class RunningFeed {
  public:
   RunningFeed(RuntimeLoop& loop, FeedOptions options) : loop_(loop), options_(std::move(options)) {
-    options_.log = [this](std::string line) { lines.push_back(std::move(line)); };
+    options_.log = [this](std::string line) {
+      if (std::getenv("LARDER_TEST_LOG")) std::fprintf(stderr, "%s\n", line.c_str());
+      lines.push_back(std::move(line));
+    };
   }
   ~RunningFeed() { stop(); }
 

@@ -59,6 +59,7 @@ struct Session {
 
   std::unique_ptr<Connection> connection;
   ServerIdentity identity;
+  TimeUs identified_at = 0;
   bool retired = false;  // good no more, though nothing has failed
   std::unordered_map<std::uint32_t, Prepared> loads;
   std::unordered_map<std::string, std::string> writes;  // the name under which SQL is prepared

@@ -8,6 +8,8 @@
 namespace larder::source::postgres {
 namespace {
 
+constexpr DurationUs kStandbyLife = 60 * kSecond;
+
 const Value* find_value(const Params& params, std::string_view name) {
   const auto found = std::ranges::find(params, name, &NamedValue::name);
   return found == params.end() ? nullptr : &found->value;
@@ -113,6 +115,7 @@ Task<Result<void>> Impl::load_on(Session& session, Load& load) {
         prepared.name.clear();
         if (described || !asks_for_describe(reply.sqlstate()))
           co_return std::unexpected(reply.error());
+        session.settle();
         const Result<void> done = co_await describe(session, load.plan, load.deadline);
         if (!done) co_return done;
         described = true;
@@ -142,14 +145,19 @@ std::vector<Command> Impl::commands_of(Session& session, const Load& load, Form 
     out.push_back(std::move(command));
   };
   Session::Prepared& prepared = session.loads[load.plan.spec.id];
-  if (prepared.name.empty()) {
+  const auto prepare_once = [&] {
+    if (!prepared.name.empty()) return;
     prepared.name = session.new_name();
     prepare = replies;
     add(Command::prepare(prepared.name, prepared.layout->sql));
-    if (form == Form::apart) add(Command::sync());
+  };
+  if (form == Form::apart) {
+    add(Command::query("ROLLBACK"));  // what `together` has left
+    add(Command::sync());
   }
-  if (form == Form::apart) add(Command::query("ROLLBACK"));  // what `together` has left
+  // First of all: a level can be chosen only before anything has looked at the database.
   if (form != Form::single) add(Command::query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"));
+  prepare_once();
   if (form == Form::apart) {
     add(Command::query("SAVEPOINT larder"));
     add(Command::sync());
@@ -171,6 +179,13 @@ Result<Impl::Next> Impl::read_replies(Session& session, Load& load, Form form,
                                       const std::vector<std::size_t>& at, TimeUs sent,
                                       bool may_describe) {
   Session::Prepared& prepared = session.loads[load.plan.spec.id];
+  // What stands around the keys: if it has failed, they are not of one state.
+  for (std::size_t i = 0; i < replies.size(); ++i) {
+    const Reply& reply = replies[i];
+    if (reply.ok() || std::ranges::binary_search(at, i)) continue;
+    if (form == Form::together && reply.skipped()) continue;  // COMMIT, behind a key that failed
+    return std::unexpected(reply.error());
+  }
   bool state_known = false;
   bool failed = false;
   for (std::size_t i = 0; i < at.size(); ++i) {
@@ -183,7 +198,7 @@ Result<Impl::Next> Impl::read_replies(Session& session, Load& load, Form form,
       if (error.code == ErrorCode::timeout || error.code == ErrorCode::source_down)
         return std::unexpected(error);
       failed = true;
-      if (!reply.skipped()) row = std::unexpected(error);
+      row = std::unexpected(error);
       continue;
     }
     if (!prepared.checked && !prepared.layout->fits(reply)) {
@@ -221,6 +236,9 @@ Result<void> Impl::read_state(Session& session, const Reply& reply, TimeUs sent,
   const auto lag_text = reply.value(0, LoadLayout::kLag);
   const bool replays = lag_text.has_value();
   if (replays != session.identity.in_recovery) session.retired = true;
+  // A standby keeps its sessions when it follows another primary, of another timeline. Until then
+  // it claims the old one, and its loads are refused where the new one is known.
+  if (replays && sent - session.identified_at > kStandbyLife) session.retired = true;
   if (!replays && !session.identity.in_recovery) return {};
   out.snapshot.xmax = out.snapshot.xmin;
   out.snapshot.in_progress.clear();

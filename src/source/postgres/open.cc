@@ -135,7 +135,7 @@ Result<void> Impl::open_feed() {
                               .watched = options_.watched};
   const auto found = examine_now(options_.url, wanted, monotonic_now_us() + kPatience);
   if (!found) return std::unexpected(found.error());
-  can.feed = found->complete();
+  can.feed = found->works();
   if (!can.feed) {
     can.why_no_feed = found->why_not(options_.name);
     return {};
@@ -302,6 +302,7 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
   const auto identity = co_await connection.identify(deadline);
   if (!identity) co_return std::unexpected(identity.error());
   session->identity = *identity;
+  session->identified_at = monotonic_now_us();
   co_return session;
 }
 

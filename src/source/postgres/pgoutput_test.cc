@@ -164,5 +164,142 @@ TEST(Message, UnknownKindsAreRefused) {
   EXPECT_FALSE(pgoutput::parse_message(relation(1, "a", "b", '?', {"c"})));
 }
 
+// What PostgreSQL 15 sent, in hexadecimal; '~' stands for 2,100 times the letter x.
+constexpr const char* kCaptured[] = {
+    "42000000000153d6300003042890e4de16000002dd",
+    "52000040007075626c6963006974656d006400030169640000000017ffffffff006e616d650000000019"
+    "ffffffff006772700000000017ffffffff",
+    "49000040004e000374000000013174000000036f6e656e",
+    "49000040004e0003740000000132740000000074000000023130",
+    "4300000000000153d630000000000153d6600003042890e4de16",
+    "42000000000153d6b00003042890e51d99000002de",
+    "55000040004e0003740000000132740000000374776f74000000023130",
+    "4300000000000153d6b0000000000153d6e00003042890e51d99",
+    "42000000000153d7780003042890e53ac1000002df",
+    "55000040004b00037400000001326e6e4e0003740000000133740000000374776f74000000023130",
+    "4300000000000153d778000000000153d7a80003042890e53ac1",
+    "42000000000153d7e80003042890e57932000002e0",
+    "44000040004b00037400000001316e6e",
+    "4300000000000153d7e8000000000153d8180003042890e57932",
+    "42000000000153e2c80003042890e599a7000002e1",
+    "52000040077075626c69630077686f6c65006600030169640000000017ffffffff01626f647900000000"
+    "19ffffffff016e0000000017ffffffff",
+    "49000040074e00037400000001317400000834~740000000130",
+    "4300000000000153e2c8000000000153e2f80003042890e599a7",
+    "42000000000153ebd80003042890e5b864000002e2",
+    "55000040074f00037400000001317400000834~7400000001304e000374000000013175740000000131",
+    "4300000000000153ebd8000000000153ec080003042890e5b864",
+    "42000000000153f4f80003042890e5b916000002e3",
+    "44000040074f00037400000001317400000834~740000000131",
+    "4300000000000153f4f8000000000153f5280003042890e5b916",
+    "42000000000153f6080003042890e5ba5b000002e4",
+    "590000400f7075626c6963006d6f6f6400",
+    "52000040137075626c6963007479706564006400020169640000000017ffffffff006d000000400fffff"
+    "ffff",
+    "49000040134e00027400000001317400000004676c6164",
+    "4300000000000153f608000000000153f6380003042890e5ba5b",
+    "42000000000153f7180003042890e5bb44000002e5",
+    "52000040187075626c6963007061727473006400020169640000000017ffffffff006772700000000017"
+    "ffffffff",
+    "520000401d7075626c69630070617274735f31006400020169640000000017ffffffff00677270000000"
+    "0017ffffffff",
+    "49000040184e0002740000000131740000000131",
+    "4300000000000153f718000000000153f7480003042890e5bb44",
+    "42000000000153f8400003042890e5eef8000002e6",
+    "49000040004e0003740000000135740000000466697665740000000135",
+    "4d01000000000153f8406c61726465720000000005696e206974",
+    "4300000000000153f840000000000153f8780003042890e5eef8",
+    "4d00000000000153f8c06c6172646572000000000f3120746f6b656e2031323320343536",
+    "420000000001540fb80003042890e60dd4000002e8",
+    "52000040007075626c6963006974656d006400030169640000000017ffffffff006e616d650000000019"
+    "ffffffff006772700000000017ffffffff",
+    "52000040077075626c69630077686f6c65006600030169640000000017ffffffff01626f647900000000"
+    "19ffffffff016e0000000017ffffffff",
+    "5400000002000000400000004007",
+    "43000000000001540fb800000000015412580003042890e60dd4",
+};
+
+std::string bytes_of(std::string_view hex) {
+  std::string out;
+  while (!hex.empty()) {
+    if (hex.front() == '~') {
+      out += std::string(2'100, 'x');
+      hex.remove_prefix(1);
+      continue;
+    }
+    out += static_cast<char>(std::stoi(std::string(hex.substr(0, 2)), nullptr, 16));
+    hex.remove_prefix(2);
+  }
+  return out;
+}
+
+std::string shown(const pgoutput::Tuple& row) {
+  std::string out;
+  for (const Field& field : row) {
+    if (!out.empty()) out += ',';
+    switch (field.kind) {
+      case Field::Kind::null: out += "NULL"; break;
+      case Field::Kind::unchanged: out += "(unchanged)"; break;
+      case Field::Kind::value:
+        out +=
+            field.text.size() > 100 ? std::to_string(field.text.size()) : std::string(field.text);
+    }
+  }
+  return out;
+}
+
+struct Shown {
+  std::string operator()(const pgoutput::Begin& m) const { return "B " + std::to_string(m.xid); }
+  std::string operator()(const pgoutput::Commit& m) const {
+    return "C +" + std::to_string(m.end - m.commit);
+  }
+  std::string operator()(const pgoutput::Origin&) const { return "O"; }
+  std::string operator()(const pgoutput::Relation& m) const {
+    std::string out = "R " + std::string(m.schema) + "." + std::string(m.name) + " " + m.identity;
+    for (const auto& column : m.columns)
+      out += (column.key ? " *" : " ") + std::string(column.name);
+    return out;
+  }
+  std::string operator()(const pgoutput::Type&) const { return "Y"; }
+  std::string operator()(const pgoutput::Insert& m) const { return "I " + shown(m.row); }
+  std::string operator()(const pgoutput::Update& m) const {
+    const std::string old = m.old ? (m.old->whole ? "O " : "K ") + shown(m.old->row) : "-";
+    return "U " + old + " -> " + shown(m.row);
+  }
+  std::string operator()(const pgoutput::Delete& m) const {
+    return std::string("D ") + (m.old.whole ? "O " : "K ") + shown(m.old.row);
+  }
+  std::string operator()(const pgoutput::Truncate& m) const {
+    return "T " + std::to_string(m.relations.size());
+  }
+  std::string operator()(const pgoutput::LogicalMessage& m) const {
+    return std::string(m.transactional ? "M+ " : "M ") + std::string(m.prefix) + " " +
+           std::string(m.content);
+  }
+};
+
+TEST(Message, AsAServerSendsThem) {
+  std::vector<std::string> said;
+  for (const char* const hex : kCaptured) {
+    const std::string bytes = bytes_of(hex);
+    const auto message = pgoutput::parse_message(bytes);
+    ASSERT_TRUE(message) << hex;
+    said.push_back(std::visit(Shown(), *message));
+    for (std::size_t size = 0; size < bytes.size(); ++size)
+      ASSERT_FALSE(pgoutput::parse_message(bytes.substr(0, size))) << hex << " cut at " << size;
+  }
+  EXPECT_THAT(
+      said, ElementsAre("B 733", "R public.item d *id name grp", "I 1,one,NULL", "I 2,,10", "C +48",
+                        "B 734", "U - -> 2,two,10", "C +48", "B 735", "U K 2,NULL,NULL -> 3,two,10",
+                        "C +48", "B 736", "D K 1,NULL,NULL", "C +48", "B 737",
+                        "R public.whole f *id *body *n", "I 1,2100,0", "C +48", "B 738",
+                        "U O 1,2100,0 -> 1,(unchanged),1", "C +48", "B 739", "D O 1,2100,1",
+                        "C +48", "B 740", "Y", "R public.typed d *id m", "I 1,glad", "C +48",
+                        "B 741", "R public.parts d *id grp", "R public.parts_1 d *id grp", "I 1,1",
+                        "C +48", "B 742", "I 5,five,5", "M+ larder in it", "C +56",
+                        "M larder 1 token 123 456", "B 744", "R public.item d *id name grp",
+                        "R public.whole f *id *body *n", "T 2", "C +672"));
+}
+
 }  // namespace
 }  // namespace larder::source::postgres

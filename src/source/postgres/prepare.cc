@@ -99,6 +99,14 @@ class Examiner {
   Preparation take() { return std::move(result_); }
 
  private:
+  void obstacle(std::string text) {
+    if (std::ranges::find(result_.obstacles, text) == result_.obstacles.end())
+      result_.obstacles.push_back(std::move(text));
+  }
+  void warning(std::string text) {
+    if (std::ranges::find(result_.warnings, text) == result_.warnings.end())
+      result_.warnings.push_back(std::move(text));
+  }
   void identity(const Reply& reply, int row, const std::vector<std::string>& uncovered);
 
   const PrepareOptions& options_;
@@ -114,39 +122,38 @@ class Examiner {
 };
 
 void Examiner::server(const Reply& reply) {
-  auto& obstacles = result_.obstacles;
   if (version_ < kLeastVersion)
-    obstacles.push_back(
+    obstacle(
         fmt::format("PostgreSQL 14 or later is needed (this is {}.{}): earlier ones "
                     "do not send Larder's own heartbeats with the log",
                     version_ / 10'000, version_ % 10'000));
   role_ = text(reply, 0, 11);
   database_ = text(reply, 0, 10);
   may_create_ = yes(reply, 0, 9);
-  if (yes(reply, 0, 1)) obstacles.emplace_back("this is a standby: name the primary in the url");
+  if (yes(reply, 0, 1)) obstacle("this is a standby: name the primary in the url");
   if (text(reply, 0, 0) != "logical")
-    obstacles.push_back(
+    obstacle(
         fmt::format("wal_level is {}: as superuser ALTER SYSTEM SET wal_level = "
                     "'logical', then restart the server",
                     text(reply, 0, 0)));
   if (!yes(reply, 0, 3))
-    obstacles.push_back(fmt::format(
-        "the role may not read the log: as superuser ALTER ROLE {} REPLICATION", role_));
+    obstacle(fmt::format("the role may not read the log: as superuser ALTER ROLE {} REPLICATION",
+                         role_));
   slots_ = integer(reply, 0, 4);
   slots_are_full_ = integer(reply, 0, 5) >= slots_;
   const std::int64_t senders = integer(reply, 0, 6);
   if (senders == 0)
-    obstacles.emplace_back(
+    obstacle(
         "max_wal_senders is 0: as superuser ALTER SYSTEM SET max_wal_senders = "
         "10, then restart the server");
   else if (integer(reply, 0, 7) >= senders)
-    result_.warnings.push_back(
+    warning(
         fmt::format("all {} max_wal_senders are in use: as superuser ALTER "
                     "SYSTEM SET max_wal_senders = {}, then restart the "
                     "server",
                     senders, senders + 10));
   if (options_.feed_for == FeedFor::fleet && text(reply, 0, 8) == "-1")
-    result_.warnings.push_back(
+    warning(
         fmt::format("max_slot_wal_keep_size is not set: while no Larder reads slot {}, the log "
                     "grows until the disk is full. As superuser ALTER SYSTEM SET "
                     "max_slot_wal_keep_size = '10GB', then SELECT pg_reload_conf()",
@@ -159,14 +166,14 @@ void Examiner::slot(const Reply& reply) {
     const bool fits = text(reply, 0, 0) == "logical" && text(reply, 0, 1) == "pgoutput" &&
                       yes(reply, 0, 2) && text(reply, 0, 3) == "f";
     if (!fits)
-      result_.obstacles.push_back(
+      obstacle(
           fmt::format("replication slot {} is something else's: it must be a logical one of "
                       "pgoutput in database {}; drop it, or give Larder another namespace",
                       options_.slot, database_));
     return;
   }
   if (slots_are_full_)
-    result_.obstacles.push_back(
+    obstacle(
         fmt::format("all {} max_replication_slots are in use: drop one that nobody reads, or as "
                     "superuser ALTER SYSTEM SET max_replication_slots = {} and restart the server",
                     slots_, slots_ + 10));
@@ -179,9 +186,8 @@ void Examiner::slot(const Reply& reply) {
 }
 
 void Examiner::table(const WatchedTable& watched, const Reply& reply) {
-  auto& obstacles = result_.obstacles;
   if (reply.rows() == 0) {
-    obstacles.push_back(
+    obstacle(
         fmt::format("there is no table {}: correct depends_on, or the search_path "
                     "of the role",
                     watched.table));
@@ -190,12 +196,11 @@ void Examiner::table(const WatchedTable& watched, const Reply& reply) {
   const std::string quoted(text(reply, 0, 3));
   const char kind = text(reply, 0, 4).empty() ? ' ' : text(reply, 0, 4).front();
   if (kind != 'r' && kind != 'p') {
-    obstacles.push_back(
-        fmt::format("{} is not a table: depends_on has to name the tables behind it", quoted));
+    obstacle(fmt::format("{} is not a table: depends_on has to name the tables behind it", quoted));
     return;
   }
   if (text(reply, 0, 5) != "p") {
-    obstacles.push_back(
+    obstacle(
         fmt::format("{} is {}: changes of it are not in the log. As its owner ALTER TABLE {} SET "
                     "LOGGED",
                     quoted, text(reply, 0, 5) == "u" ? "unlogged" : "temporary", quoted));
@@ -210,12 +215,12 @@ void Examiner::table(const WatchedTable& watched, const Reply& reply) {
     std::vector<std::string> uncovered;
     for (int i = row; i < row + columns; ++i) {
       if (!reply.value(i, 11)) {
-        obstacles.push_back(fmt::format("{} has no column {}: correct depends_on",
-                                        text(reply, i, 3), text(reply, i, 10)));
+        obstacle(fmt::format("{} has no column {}: correct depends_on", text(reply, i, 3),
+                             text(reply, i, 10)));
         return;
       }
       if (!text(reply, i, 15).empty()) {
-        obstacles.push_back(
+        obstacle(
             fmt::format("column {} of {} is generated: its values are not in the "
                         "log; name the columns that it is made of",
                         text(reply, i, 11), text(reply, i, 3)));
@@ -228,13 +233,13 @@ void Examiner::table(const WatchedTable& watched, const Reply& reply) {
     if (!uncovered.empty()) identity(reply, row, uncovered);
   }
   if (yes(reply, 0, 14))
-    obstacles.push_back(
+    obstacle(
         fmt::format("publication {} leaves out rows or columns of {}: as its owner "
                     "ALTER PUBLICATION {} DROP TABLE {}, then `larder source "
                     "prepare {}`",
                     options_.publication, quoted, options_.publication, quoted, options_.source));
   if (!yes(reply, 0, 9))
-    result_.warnings.push_back(
+    warning(
         fmt::format("the role may not read {}: as its owner GRANT SELECT ON "
                     "{} TO {}",
                     quoted, quoted, role_));
@@ -260,7 +265,8 @@ void Examiner::identity(const Reply& reply, int row, const std::vector<std::stri
                           fmt::join(uncovered, ", ")),
        .needs = yes(reply, row, 7)
                     ? std::string()
-                    : fmt::format("ownership of {} (role {})", quoted, text(reply, row, 8))});
+                    : fmt::format("ownership of {} (role {})", quoted, text(reply, row, 8)),
+       .vital = false});
 }
 
 // After the tables: a new publication takes all of them at once.

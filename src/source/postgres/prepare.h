@@ -10,6 +10,7 @@
 // Errors are those of the connection; what is missing is a value.
 #pragma once
 
+#include <algorithm>
 #include <set>
 #include <string>
 #include <string_view>
@@ -40,6 +41,7 @@ struct Preparation {
     std::string sql;
     std::string why;    // what it is good for
     std::string needs;  // the right that it takes; "" = the role has it
+    bool vital = true;  // false: without it changes are seen, but many of them void everything
   };
   std::vector<TableName> tables;  // the watched tables that there are
   // The files of the tables and their partitions. One that has gone means that rows have changed
@@ -51,8 +53,12 @@ struct Preparation {
   std::vector<std::string> obstacles;
   std::vector<std::string> warnings;
 
-  // Will the log tell every change?
   bool complete() const { return steps.empty() && obstacles.empty(); }
+  // Does the log tell of every change, be it that all of it is void?
+  bool works() const {
+    return obstacles.empty() &&
+           std::ranges::none_of(steps, [](const Step& step) { return step.vital; });
+  }
   // What is missing and what to do about it, in one line; "" if complete.
   std::string why_not(std::string_view source) const;
 };

@@ -44,10 +44,7 @@ class PostgresPrepareTest : public ::testing::Test {
                 .watched = {{7, "item", {"id"}}, {8, "item", {"grp", "id"}}}};
   }
   void TearDown() override {
-    if (other_)
-      other_->query(
-          "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-          " WHERE database = current_database()");
+    if (server_) server_->drop_slots(database_);
   }
   Preparation look() { return look(url_); }
   Preparation look(const std::string& url) {
@@ -71,6 +68,7 @@ class PostgresPrepareTest : public ::testing::Test {
 TEST_F(PostgresPrepareTest, WhatIsMissingIsDoneOnce) {
   const Preparation first = look();
   EXPECT_FALSE(first.complete());
+  EXPECT_FALSE(first.works());
   EXPECT_THAT(first.obstacles, IsEmpty());
   const std::string publication = options_.publication;
   EXPECT_THAT(sql(first),
@@ -148,6 +146,7 @@ TEST_F(PostgresPrepareTest, PartitionsDecideWhatIsLogged) {
   EXPECT_TRUE(look().tables[0].partitioned);
   other_->exec("CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (100) TO (200)");
   EXPECT_THAT(sql(look()), ElementsAre("ALTER TABLE public.parts_2 REPLICA IDENTITY FULL"));
+  EXPECT_TRUE(look().works());
 }
 
 TEST_F(PostgresPrepareTest, WhatCannotBeFollowed) {

@@ -63,6 +63,14 @@ class OtherClient {
         << PQerrorMessage(conn_) << " in " << sql;
     PQclear(result);
   }
+  // What may fail.
+  bool try_exec(const std::string& sql) {
+    if (PQstatus(conn_) != CONNECTION_OK) PQreset(conn_);
+    PGresult* const result = PQexec(conn_, sql.c_str());
+    const ExecStatusType status = PQresultStatus(result);
+    PQclear(result);
+    return status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK;
+  }
   // "a|b" for each row, separated by spaces.
   std::string query(const std::string& sql) {
     PGresult* const result = PQexec(conn_, sql.c_str());
@@ -123,6 +131,21 @@ class Server {
     return name;
   }
 
+  // Ends whoever reads the log of the database, and gives up their slots.
+  void drop_slots(const std::string& database) {
+    OtherClient admin(url("postgres"));
+    const std::string ours = " FROM pg_replication_slots WHERE database = '" + database + "'";
+    admin.query("SELECT pg_terminate_backend(active_pid, 10000)" + ours +
+                " AND active_pid IS NOT NULL");
+    admin.query("SELECT pg_drop_replication_slot(slot_name)" + ours);
+  }
+  // Drops what fresh_database() has made, but for the last: a standby has less to copy then.
+  void drop_old_databases() {
+    OtherClient admin(url("postgres"));
+    for (; dropped_ + 1 < databases_; ++dropped_)
+      admin.exec("DROP DATABASE db" + std::to_string(dropped_ + 1) + " WITH (FORCE)");
+  }
+
   // As in a crash: every connection breaks, what was not committed is gone.
   void kill() {
     if (pid_ <= 0) return;
@@ -143,6 +166,30 @@ class Server {
     }
     FAIL() << "postgres does not answer";
   }
+  // From now on (until off) it can speak TLS, with a certificate for localhost. Returns the file
+  // that vouches for it; "" if there is no openssl to make one.
+  std::string tls_on() {
+    const std::string key = folder_ / "data/server.key", certificate = folder_ / "data/server.crt";
+    const std::string make =
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj "
+        "/CN=localhost -addext subjectAltName=DNS:localhost -keyout " +
+        key + " -out " + certificate + " >/dev/null 2>&1 && chmod 600 " + key;
+    if (std::system(make.c_str()) != 0) return {};
+    if (user_) {
+      EXPECT_EQ(::chown(key.c_str(), user_->pw_uid, user_->pw_gid), 0);
+      EXPECT_EQ(::chown(certificate.c_str(), user_->pw_uid, user_->pw_gid), 0);
+    }
+    OtherClient admin(url("postgres"));
+    admin.exec("ALTER SYSTEM SET ssl = on");
+    admin.exec("SELECT pg_reload_conf()");
+    return certificate;
+  }
+  void tls_off() {
+    OtherClient admin(url("postgres"));
+    admin.exec("ALTER SYSTEM RESET ssl");
+    admin.exec("SELECT pg_reload_conf()");
+  }
+
   // As for one that hangs: it takes connections, and answers nothing.
   void freeze() const { ::kill(pid_, SIGSTOP); }
   void thaw() const { ::kill(pid_, SIGCONT); }
@@ -189,6 +236,7 @@ class Server {
   const passwd* user_ = nullptr;
   pid_t pid_ = 0;
   int databases_ = 0;
+  int dropped_ = 0;
 };
 
 inline Server::Server(const Server* primary) : programs_(server_programs()), port_(free_port()) {
