@@ -393,6 +393,8 @@ TEST_F(Audits, LooksAgainAtEachAgeUntilTheRepairWorks) {
     co_await delay(3 * kMinute);
     EXPECT_EQ(t.total().caches[0].repaired, 1u);
     EXPECT_EQ(t.total().findings.back().repair, "done");
+    EXPECT_EQ(t.total().pending, 1u) << "whether it stays so";
+    co_await delay(5 * kMinute);
     EXPECT_EQ(t.total().pending, 0u);
     const std::string now = co_await t.get("p:7");
     EXPECT_EQ(now, "new");
@@ -412,7 +414,8 @@ TEST_F(Audits, ChangedKeysAreLookedAtAMinuteLater) {
     t.engine->loses = false;
     co_await delay(kMinute + 2 * kSecond);
     EXPECT_EQ(t.total().caches[0].violations, 1u);
-    EXPECT_THAT(t.total().caches[0].stale, ElementsAre(1, 1, 0, 0));
+    EXPECT_EQ(t.total().caches[0].repaired, 1u);
+    EXPECT_LE(t.total().caches[0].checked, 10u);
     const std::string now = co_await t.get("p:7");
     EXPECT_EQ(now, "new");
   });
