@@ -257,8 +257,10 @@ AuditFinding Auditor::finding_of(const Suspect& suspect,
   }
   for (const policy::ProtocolEvent& step : suspect.steps)
     found.steps.push_back(fmt::format("{} before: {}",
-                                      format_duration(std::max<DurationUs>(0, now - step.at)),
+                                      duration(std::max<DurationUs>(0, now - step.at)),
                                       node_.events.text(step)));
+  if (decision.cause == policy::AuditCause::no_feed)
+    found.cause += fmt::format(" ({})", node_.caches[suspect.target.cache]->guarantee.feed);
   return found;
 }
 
@@ -319,8 +321,8 @@ void Auditor::tell(Suspect& suspect, AuditFinding found) {
           "audit: {} (cache {}, {}) {} what its source says, for at least {}{}: {}. Repair: {}. "
           "Steps: {}",
           found.key, found.cache, found.tiers, again ? "is still not" : "is not",
-          format_duration(found.stale_us), found.violation ? ", against the guarantee" : "",
-          found.cause, found.repair,
+          duration(found.stale_us), found.violation ? ", against the guarantee" : "", found.cause,
+          found.repair,
           found.steps.empty() ? "none remembered"
                               : fmt::format("{}", fmt::join(found.steps, "; ")));
       if (unlogged_ > 0) line += fmt::format(". And {} others", std::exchange(unlogged_, 0));

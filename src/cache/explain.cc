@@ -8,15 +8,15 @@
 #include "cache/impl.h"
 
 namespace larder::cache {
-namespace {
 
-// As people read it: an age needs no microseconds behind its seconds.
 std::string duration(DurationUs us) {
   if (us >= 100 * kSecond) return format_duration(us - us % kSecond);
   if (us >= kSecond) return fmt::format("{:.1f}s", static_cast<double>(us) / kSecond);
   if (us >= kMillisecond) return fmt::format("{:.1f}ms", static_cast<double>(us) / kMillisecond);
   return fmt::format("{}us", us);
 }
+
+namespace {
 
 std::string_view state_of(policy::Freshness freshness, bool is_void) {
   if (is_void) return "invalidated; kept only for when the source fails (stale_if_error)";

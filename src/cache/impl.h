@@ -219,6 +219,9 @@ struct Watching {
 };
 std::vector<Watching> watch_list(const std::vector<CacheSpec>& caches);
 
+// As people read it: an age needs no microseconds behind its seconds.
+std::string duration(DurationUs us);
+
 inline constexpr char kFieldSeparator = '\x1f';
 std::string partial_tag(std::uint32_t watched_id, const CacheSpec& cache,
                         const std::vector<std::string_view>& values);
