@@ -14,8 +14,6 @@ namespace {
 constexpr std::size_t kBusyLoads = 32;
 // Who asks for an audit waits so long for what is on its way.
 constexpr DurationUs kSettle = kSecond;
-constexpr unsigned kBucketsAtOnce = 4;
-constexpr unsigned kMostScans = 64;  // for the keys of one moment; beyond, nearly all are plain
 constexpr DurationUs kLogEvery = kSecond;
 // A shared engine's times are its own clock's, and its messages come a little after the fact.
 constexpr DurationUs kSharedTolerance = kSecond;
@@ -69,19 +67,6 @@ Auditor::Auditor(Node::Impl& node, AuditSpec spec, std::uint64_t seed)
 
 Auditor::~Auditor() { node_.metrics.remove_callbacks(this); }
 
-void Auditor::changed(std::string_view key, Hash hash, TimeUs at, std::string_view feed) {
-  // Its own repairs are looked at as suspects.
-  if (most_changes_ == 0 || feed == kFeed) return;
-  MutexLock lock(mutex_);
-  if (waiting_.contains(hash)) return;
-  if (changes_.size() >= most_changes_) {
-    dropped_.fetch_add(1, std::memory_order_relaxed);
-    return;
-  }
-  waiting_.insert(hash);
-  changes_.push_back({std::string(key), hash, saturating_add(at, spec_.delay_us)});
-}
-
 // ---- one look ----
 
 DurationUs Auditor::tolerance(Where where) const { return where == kEngine ? kSameEntry : 0; }
@@ -129,89 +114,107 @@ Task<std::vector<Auditor::Held>> Auditor::peek(const CacheRuntime& cache,
   co_return held;
 }
 
+// What the source says of the keys: absent where it cannot tell of that row alone.
+Task<Result<std::vector<std::optional<policy::AuditRow>>>> Auditor::rows_of(
+    unsigned index, const std::vector<Target>& targets) {
+  const CacheRuntime& cache = *node_.caches[index];
+  std::vector<source::Params> keys;
+  std::vector<std::string_view> params;
+  keys.reserve(targets.size());
+  for (const Target& target : targets) {
+    cache.spec.key.match(target.key, params);
+    keys.push_back(node_.params_of(cache, params));
+  }
+  const TimeUs deadline = saturating_add(node_.now(), cache.spec.load_timeout_us);
+  Result<source::Loaded> loaded =
+      co_await node_.sources[cache.source]->source->load(index, std::move(keys), deadline);
+  if (!loaded) co_return std::unexpected(std::move(loaded.error()));
+  if (loaded->rows.size() != targets.size())
+    co_return fail(ErrorCode::internal, "the source answered for other keys");
+  if (loaded->snapshot.known())
+    co_await node_.begin_incarnation(cache.source, loaded->snapshot.source_id);
+  std::vector<std::optional<policy::AuditRow>> rows(targets.size());
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    if (const Result<source::Row>& row = loaded->rows[i])
+      rows[i] = {.digest = row->found ? hash_bytes(row->value) : 0, .found = row->found};
+  co_return rows;
+}
+
 Task<Auditor::Looked> Auditor::look(unsigned index, std::vector<Target> targets, bool first,
                                     Tally* tally) {
   Looked result;
   const CacheRuntime& cache = *node_.caches[index];
   const Metrics& metrics = metrics_[index];
   std::vector<Held> before = co_await peek(cache, targets);
-  std::vector<source::Params> keys;
   std::vector<std::string_view> params;
   std::size_t held = 0;  // those that are, in front
   for (std::size_t i = 0; i < targets.size(); ++i) {
     if (!before[i][kNear] && !before[i][kEngine]) continue;
     if (cache.spec.key.match(targets[i].key, params) != policy::Match::yes) continue;
-    keys.push_back(node_.params_of(cache, params));
     std::swap(targets[held], targets[i]);
     std::swap(before[held], before[i]);
     ++held;
   }
   if (held == 0) co_return result;
   targets.resize(held);
-  const TimeUs deadline = saturating_add(node_.now(), cache.spec.load_timeout_us);
-  Result<source::Loaded> loaded =
-      co_await node_.sources[cache.source]->source->load(index, std::move(keys), deadline);
-  if (loaded && loaded->rows.size() != held)
-    loaded = fail(ErrorCode::internal, "the source answered for other keys");
-  if (!loaded) {
-    for (std::size_t i = 0; first && i < held; ++i)
-      add(index, *metrics.skipped, &AuditCounts::skipped, tally);
-    result.failed = std::move(loaded.error());
-    co_return result;
-  }
-  if (loaded->snapshot.known())
-    co_await node_.begin_incarnation(cache.source, loaded->snapshot.source_id);
-
-  std::vector<policy::AuditRow> rows(held);
-  std::vector<Target> doubtful;
-  std::vector<std::size_t> which;
+  Result<std::vector<std::optional<policy::AuditRow>>> rows = co_await rows_of(index, targets);
+  std::vector<Doubt> doubts;
   for (std::size_t i = 0; i < held; ++i) {
-    const Result<source::Row>& row = loaded->rows[i];
-    if (!row) {  // this row alone: it cannot be told what it is
+    if (!rows || !(*rows)[i]) {
       if (first) add(index, *metrics.skipped, &AuditCounts::skipped, tally);
       continue;
     }
-    rows[i] = {.digest = row->found ? hash_bytes(row->value) : 0, .found = row->found};
-    bool differs = false;
-    for (const auto& tier : before[i])
-      differs |= policy::compare(tier, rows[i], tier, 0) == policy::AuditVerdict::differs;
-    if (differs) {
-      doubtful.push_back(targets[i]);
-      which.push_back(i);
-    } else if (first) {
+    const policy::AuditRow row = *(*rows)[i];
+    const bool differs = std::ranges::any_of(before[i], [&](const auto& tier) {
+      return policy::compare(tier, row, tier, 0) == policy::AuditVerdict::differs;
+    });
+    if (differs)
+      doubts.push_back({std::move(targets[i]), before[i], row});
+    else if (first)
       add(index, *metrics.checked, &AuditCounts::checked, tally);
-    }
   }
-  if (doubtful.empty()) co_return result;
+  if (!rows) result.failed = std::move(rows.error());
+  if (!doubts.empty()) result.differ = co_await see_again(index, std::move(doubts), first, tally);
+  co_return result;
+}
+
+// Those of whom the same entry is there still.
+Task<std::vector<Auditor::Suspect>> Auditor::see_again(unsigned index, std::vector<Doubt> doubts,
+                                                       bool first, Tally* tally) {
+  const CacheRuntime& cache = *node_.caches[index];
+  const Metrics& metrics = metrics_[index];
   // What is known now had been applied when the entry is seen again below; what becomes known
   // later proves nothing of it.
-  std::vector<Suspect> suspects;
-  for (const Target& target : doubtful)
-    suspects.push_back({.target = target,
-                        .held = {},
-                        .first_seen = node_.now(),
-                        .steps = steps_of(target),
-                        .heartbeat = node_.sources[cache.source]->heartbeat_of(target.key)});
-  const std::vector<Held> after = co_await peek(cache, doubtful);
-  for (std::size_t d = 0; d < doubtful.size(); ++d) {
-    Suspect& suspect = suspects[d];
+  std::vector<Suspect> suspects(doubts.size());
+  std::vector<Target> targets(doubts.size());
+  for (std::size_t i = 0; i < doubts.size(); ++i) {
+    targets[i] = doubts[i].target;
+    suspects[i] = {.target = targets[i],
+                   .held = {},
+                   .first_seen = node_.now(),
+                   .steps = steps_of(targets[i]),
+                   .heartbeat = node_.sources[cache.source]->heartbeat_of(targets[i].key)};
+  }
+  const std::vector<Held> after = co_await peek(cache, targets);
+  std::vector<Suspect> differ;
+  for (std::size_t i = 0; i < doubts.size(); ++i) {
     bool differs = false;
     bool consistent = false;
     for (const Where where : {kNear, kEngine}) {
-      const auto& was = before[which[d]][where];
+      const auto& was = doubts[i].before[where];
       const policy::AuditVerdict verdict =
-          policy::compare(was, rows[which[d]], after[d][where], tolerance(where));
+          policy::compare(was, doubts[i].row, after[i][where], tolerance(where));
       consistent |= verdict == policy::AuditVerdict::consistent;
       if (verdict != policy::AuditVerdict::differs) continue;
       differs = true;
-      suspect.held[where] = was;
+      suspects[i].held[where] = was;
     }
     if (first && (differs || consistent))
       add(index, *metrics.checked, &AuditCounts::checked, tally);
     if (first && !differs && !consistent) add(index, *metrics.moved, &AuditCounts::moved, tally);
-    if (differs) result.differ.push_back(std::move(suspect));
+    if (differs) differ.push_back(std::move(suspects[i]));
   }
-  co_return result;
+  co_return differ;
 }
 
 // ---- what it means ----
@@ -225,6 +228,7 @@ std::vector<policy::ProtocolEvent> Auditor::steps_of(const Target& target) const
   std::vector<std::string> tags{cache.cache_tag};
   for (const PartialDependency& partial : cache.partial) {
     std::vector<std::string_view> values;
+    values.reserve(partial.params.size());
     for (const int param : partial.params)
       values.push_back(params[static_cast<std::size_t>(param)]);
     tags.push_back(partial_tag(partial.watched_id, cache.spec, values));
@@ -339,15 +343,6 @@ void Auditor::tell(Suspect& suspect, AuditFinding found) {
   if (!line.empty()) node_.log(std::move(line));
 }
 
-void Auditor::keep(Suspect suspect) {
-  if (!spec_.enabled) return;  // nobody would look
-  MutexLock lock(mutex_);
-  if (suspects_.size() < kMostSuspects)
-    suspects_.push_back(std::move(suspect));
-  else
-    dropped_.fetch_add(1, std::memory_order_relaxed);
-}
-
 // ---- many ----
 
 Task<std::vector<Auditor::Suspect>> Auditor::look_at(std::vector<Target> targets, Tally* tally) {
@@ -411,121 +406,6 @@ Task<std::vector<Auditor::Suspect>> Auditor::look_again(std::vector<Suspect> sus
     }
   }
   co_return open;
-}
-
-// ---- which keys ----
-
-bool Auditor::scan(std::deque<Target>& into) {
-  const std::uint64_t next =
-      node_.near.scan(cursor_.load(), kBucketsAtOnce, node_.now(), [&](const near::View& view) {
-        const std::uint16_t id = view.meta.cache_id;
-        if (id == 0 || id > node_.caches.size() || view.is_void || !audits(id - 1u)) return;
-        into.push_back({.cache = id - 1u, .key = std::string(view.key), .hash = 0});
-      });
-  cursor_.store(next);
-  return next == 0;
-}
-
-// A turn through a small store takes as long as a stale entry is left alone: so each is met, and
-// counted, about once before it is repaired.
-std::vector<Auditor::Target> Auditor::sample(std::size_t most, TimeUs now) {
-  std::deque<Target> found;
-  TimeUs began = 0;
-  {
-    MutexLock lock(mutex_);
-    found.swap(sampled_);
-    began = turn_began_ != 0 ? turn_began_ : now;
-  }
-  for (unsigned i = 0; i < kMostScans && found.size() < most && now >= began; ++i)
-    if (scan(found)) began = std::max(now, saturating_add(began, ages_[1]));
-  std::vector<Target> chosen;
-  for (; chosen.size() < most && !found.empty(); found.pop_front()) {
-    chosen.push_back(std::move(found.front()));
-    chosen.back().hash = hash_bytes(chosen.back().key);
-  }
-  MutexLock lock(mutex_);
-  sampled_ = std::move(found);
-  turn_began_ = began;
-  return chosen;
-}
-
-// From where the cursor is, once around the store at least, if that is needed.
-Task<std::vector<Auditor::Target>> Auditor::gather(std::size_t most) {
-  std::vector<Target> chosen;
-  std::unordered_set<Hash> known;
-  std::deque<Target> found;
-  for (unsigned ends = 0, scans = 1; ends < 2 && chosen.size() < most; ++scans) {
-    ends += scan(found) ? 1 : 0;
-    for (; !found.empty() && chosen.size() < most; found.pop_front()) {
-      Target& one = found.front();
-      one.hash = hash_bytes(one.key);
-      if (known.insert(one.hash).second) chosen.push_back(std::move(one));
-    }
-    if (scans % kMostScans != 0) continue;
-    const TimeUs at = node_.now();  // others want the loop, too
-    const bool stopping = co_await node_.group.sleep_until(at);
-    if (stopping) break;
-  }
-  co_return chosen;
-}
-
-std::vector<Auditor::Target> Auditor::changes_due(TimeUs now, std::size_t most) {
-  std::vector<Target> due;
-  MutexLock lock(mutex_);
-  while (due.size() < most && !changes_.empty() && changes_.front().due <= now) {
-    Change change = std::move(changes_.front());
-    changes_.pop_front();
-    waiting_.erase(change.hash);
-    const int cache = node_.cache_of(change.key);
-    if (cache >= 0 && audits(static_cast<unsigned>(cache)))
-      due.push_back({static_cast<unsigned>(cache), std::move(change.key), change.hash});
-  }
-  return due;
-}
-
-std::vector<Auditor::Suspect> Auditor::suspects_due(TimeUs now) {
-  std::vector<Suspect> due;
-  MutexLock lock(mutex_);
-  for (std::size_t i = 0; i < suspects_.size() && due.size() < kBatch;) {
-    if (suspects_[i].due > now) {
-      ++i;
-      continue;
-    }
-    due.push_back(std::move(suspects_[i]));
-    if (i + 1 < suspects_.size()) suspects_[i] = std::move(suspects_.back());
-    suspects_.pop_back();
-  }
-  return due;
-}
-
-TimeUs Auditor::next_suspect() const {
-  MutexLock lock(mutex_);
-  TimeUs next = kNever;
-  for (const Suspect& suspect : suspects_) next = std::min(next, suspect.due);
-  return next;
-}
-
-bool Auditor::skips(const Target& target, TimeUs now) const {
-  MutexLock lock(mutex_);
-  return now < pauses_[node_.caches[target.cache]->source].until ||
-         std::ranges::any_of(
-             suspects_,
-             [&](const Suspect& one) {
-               return one.target.hash == target.hash && one.target.key == target.key;
-             });
-}
-
-void Auditor::source_answered(unsigned cache, const std::optional<Error>& failed) {
-  const SourceRuntime& source = *node_.sources[node_.caches[cache]->source];
-  MutexLock lock(mutex_);
-  SourcePause& pause = pauses_[node_.caches[cache]->source];
-  if (!failed) {
-    pause.backoff.reset();
-    pause.until = 0;
-    return;
-  }
-  pause.until = saturating_add(node_.now(), pause.backoff.next(random_));
-  problem_ = fmt::format("source {}: {}", source.name, to_string(*failed));
 }
 
 // ---- by itself ----
@@ -621,6 +501,7 @@ void Auditor::add(unsigned cache, obs::Counter& counter, std::uint64_t AuditCoun
 
 std::vector<std::string> Auditor::age_names() const {
   std::vector<std::string> names;
+  names.reserve(ages_.size());
   for (const DurationUs age : ages_) names.push_back(format_duration(age));
   return names;
 }

@@ -77,6 +77,12 @@ class Auditor {
     std::uint64_t finding = 0;  // its number; 0: none yet
     TimeUs due = kNever;
   };
+  // A key of which some tier does not say what the source says.
+  struct Doubt {
+    Target target;
+    Held before;
+    policy::AuditRow row;
+  };
   struct Looked {
     std::vector<Suspect> differ;
     std::optional<Error> failed;  // the source did not answer
@@ -108,6 +114,10 @@ class Auditor {
   Task<void> peek_engine(const CacheRuntime& cache, const std::vector<Target>& targets,
                          std::vector<Held>& held) const;
   Task<std::vector<Held>> peek(const CacheRuntime& cache, const std::vector<Target>& targets) const;
+  Task<Result<std::vector<std::optional<policy::AuditRow>>>> rows_of(
+      unsigned cache, const std::vector<Target>& targets);
+  Task<std::vector<Suspect>> see_again(unsigned cache, std::vector<Doubt> doubts, bool first,
+                                       Tally* tally);
   // `first`: it counts as a check. All targets are of that cache; at most kBatch.
   Task<Looked> look(unsigned cache, std::vector<Target> targets, bool first, Tally* tally);
   // What a look that saw it differ means: counts, repairs, tells. The suspect, if it is to be

@@ -23,6 +23,7 @@ bool is_refusal(const Event& event) { return event.kind == Kind::refused; }
 
 std::vector<std::unique_ptr<RecentEvents::Shard>> RecentEvents::make_shards() {
   std::vector<std::unique_ptr<Shard>> shards;
+  shards.reserve(kShards);
   for (std::size_t i = 0; i < kShards; ++i) shards.push_back(std::make_unique<Shard>());
   return shards;
 }
