@@ -4,18 +4,19 @@
 #include <boost/json.hpp>
 
 #include "base/units.h"
+#include "cache/auditor.h"
 #include "cache/impl.h"
 
 namespace larder::cache {
-namespace {
 
-// As people read it: an age needs no microseconds behind its seconds.
 std::string duration(DurationUs us) {
   if (us >= 100 * kSecond) return format_duration(us - us % kSecond);
   if (us >= kSecond) return fmt::format("{:.1f}s", static_cast<double>(us) / kSecond);
   if (us >= kMillisecond) return fmt::format("{:.1f}ms", static_cast<double>(us) / kMillisecond);
   return fmt::format("{}us", us);
 }
+
+namespace {
 
 std::string_view state_of(policy::Freshness freshness, bool is_void) {
   if (is_void) return "invalidated; kept only for when the source fails (stale_if_error)";
@@ -91,15 +92,23 @@ Explanation Node::explain(std::string_view key, TimeUs now) {
                        : "nobody: the next read loads");
   say("guarantee", guarantee(index));
   say("loading", self.flights.contains(key, hash) ? "yes, one load is under way" : "no");
-  const auto invalidated = self.invalidated.find(hash);
+  const RecentEvents& events = self.events;
+  const auto ago = [&](TimeUs at) { return duration(std::max<DurationUs>(0, now - at)); };
+  const auto invalidated = events.last_invalidation(hash);
   say("last_invalidation",
-      invalidated ? fmt::format("{} ago, by {}", duration(now - invalidated->at), invalidated->text)
+      invalidated ? fmt::format("{} ago, {}", ago(invalidated->at), events.by(*invalidated))
                   : "none remembered");
-  if (const auto whole = self.invalidated.find(hash_bytes(cache.cache_tag)))
-    say("cache_invalidated", fmt::format("{} ago, by {}", duration(now - whole->at), whole->text));
-  const auto refused = self.refused.find(hash);
+  if (const auto whole = events.last_invalidation(hash_bytes(cache.cache_tag)))
+    say("cache_invalidated", fmt::format("{} ago, {}", ago(whole->at), events.by(*whole)));
+  const auto refused = events.last_refusal(hash);
   say("last_fill_refused",
-      refused ? fmt::format("{} ago: {}", duration(now - refused->at), refused->text) : "never");
+      refused ? fmt::format("{} ago: {}", ago(refused->at), policy::to_string(refused->refusal))
+              : "never");
+  std::string steps;
+  for (const RecentEvents::Event& event : events.of(hash))
+    steps +=
+        fmt::format("{}{} ago {}", steps.empty() ? "" : "; ", ago(event.at), events.text(event));
+  say("steps", steps.empty() ? "none remembered" : steps);
   return result;
 }
 
@@ -151,6 +160,7 @@ std::string Node::status_json(TimeUs now) const {
          {"invalidations", source->invalidations->value()}});
   }
   root["sources"] = std::move(sources);
+  root["audit"] = json_of(audited(now));
   return json::serialize(root);
 }
 

@@ -14,6 +14,7 @@
 #include "cache/flights.h"
 #include "cache/guarantee.h"
 #include "cache/node.h"
+#include "cache/recent_events.h"
 #include "policy/freshness.h"
 #include "policy/own_writes.h"
 #include "source/sql_text.h"
@@ -114,28 +115,9 @@ struct Outcome {
 using LoadFlights = Flights<Outcome>;
 using LoadFlight = LoadFlights::Pointer;
 
-// The latest event of many keys, for EXPLAIN: a fixed table by hash; a newer key takes an older
-// one's place. Thread-safe.
-class RecentEvents {
- public:
-  struct Event {
-    Hash hash = 0;
-    TimeUs at = 0;
-    std::string text;
-  };
-  void note(Hash hash, TimeUs at, std::string text);
-  std::optional<Event> find(Hash hash) const;
-
- private:
-  struct Shard {
-    mutable Mutex mutex;
-    std::array<Event, 512> events LARDER_GUARDED_BY(mutex);
-  };
-  std::array<Shard, 16> shards_;
-};
-
 struct Node::Impl {
   explicit Impl(Parts given);
+  ~Impl();
 
   // ---- read path (read_path.cc) ----
   // What the near tier says of a key.
@@ -187,8 +169,15 @@ struct Node::Impl {
   // ---- invalidation path (invalidation.cc) ----
   Task<Result<void>> invalidate(std::vector<engine::Change> changes, std::string_view feed);
   bool keeps_for_error(std::string_view key) const;
-  void close_flights(std::span<const std::string> keys, std::span<const std::string> tags,
-                     policy::TxnId x, std::string_view feed);
+  struct Voided {
+    std::span<const std::string> keys;
+    std::span<const std::string> tags;
+    policy::TxnId x = 0;
+    std::uint64_t source_id = 0;  // 0: unknown
+    TimeUs began = 0;
+    bool confirmed = true;  // by the engine
+  };
+  void close_flights(const Voided& what, std::string_view feed);
   Task<Result<source::FeedOrder>> apply(unsigned source, source::ChangeBatch batch);
   Task<Result<source::FeedOrder>> apply_here(unsigned source, source::ChangeBatch batch);
   // One for each transaction, in order.
@@ -202,6 +191,8 @@ struct Node::Impl {
   TimeUs now() const { return Loop::current()->now_us(); }
   double dice() const;
   const CacheRuntime* by_name(std::string_view name) const;
+  // By the key's prefix; -1: none.
+  int cache_of(std::string_view key) const;
   void tell(std::span<const std::string> keys, bool everything) const {
     if (on_invalidated) on_invalidated(keys, everything);
   }
@@ -218,11 +209,12 @@ struct Node::Impl {
   std::atomic<std::size_t> waiting{0};
   const std::size_t max_waiters;
   const std::function<void(std::span<const std::string>, bool)> on_invalidated;
-  RecentEvents invalidated;
-  RecentEvents refused;
+  const std::function<void(std::string)> log;
+  RecentEvents events;
   mutable std::atomic<std::uint64_t> dice_count;
   std::atomic<bool> draining{false};
   TaskGroup group;
+  std::unique_ptr<Auditor> auditor;
 };
 
 // Watched tables and which dependencies each of them serves; ids are dense over all caches.
@@ -232,6 +224,9 @@ struct Watching {
   std::vector<std::pair<unsigned, unsigned>> served;  // cache, index of dependency
 };
 std::vector<Watching> watch_list(const std::vector<CacheSpec>& caches);
+
+// As people read it: an age needs no microseconds behind its seconds.
+std::string duration(DurationUs us);
 
 inline constexpr char kFieldSeparator = '\x1f';
 std::string partial_tag(std::uint32_t watched_id, const CacheSpec& cache,

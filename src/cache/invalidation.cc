@@ -1,23 +1,10 @@
 // engine -> near tier, and the flights.
 #include <fmt/format.h>
 
+#include "cache/auditor.h"
 #include "cache/impl.h"
 
 namespace larder::cache {
-
-void RecentEvents::note(Hash hash, TimeUs at, std::string text) {
-  Shard& shard = shards_[(hash >> 40) % shards_.size()];
-  MutexLock lock(shard.mutex);
-  shard.events[hash % shard.events.size()] = {hash, at, std::move(text)};
-}
-
-std::optional<RecentEvents::Event> RecentEvents::find(Hash hash) const {
-  const Shard& shard = shards_[(hash >> 40) % shards_.size()];
-  MutexLock lock(shard.mutex);
-  const Event& event = shard.events[hash % shard.events.size()];
-  if (event.at == 0 || event.hash != hash) return std::nullopt;
-  return event;
-}
 
 obs::Counter& Node::Impl::invalidations(std::string_view feed) {
   return metrics.counter("larder_invalidations_total", {{"feed", std::string(feed)}},
@@ -31,19 +18,24 @@ bool Node::Impl::keeps_for_error(std::string_view key) const {
 }
 
 // Whoever comes from now on joins no load that began before the change.
-void Node::Impl::close_flights(std::span<const std::string> keys, std::span<const std::string> tags,
-                               policy::TxnId x, std::string_view feed) {
-  const TimeUs at = now();
-  for (const std::string& key : keys) {
+void Node::Impl::close_flights(const Voided& what, std::string_view feed) {
+  policy::ProtocolEvent event{.kind = what.confirmed ? policy::ProtocolEvent::Kind::invalidated
+                                                     : policy::ProtocolEvent::Kind::unanswered,
+                              .feed = events.feed(feed),
+                              .at = what.began,
+                              .x = what.x,
+                              .source_id = what.source_id};
+  for (const std::string& key : what.keys) {
     const Hash hash = hash_bytes(key);
     flights.close(key, hash);
-    invalidated.note(hash, at, x ? fmt::format("{}, change {}", feed, x) : std::string(feed));
+    events.note(hash, event);
+    auditor->changed(key, hash, what.began, feed);
   }
-  for (const std::string& tag : tags)
-    invalidated.note(hash_bytes(tag), at, fmt::format("{}, tag", feed));
-  if (!tags.empty()) flights.close_all();
-  invalidations(feed).add(keys.size() + tags.size());
-  tell(keys, !tags.empty());
+  event.by_tag = true;
+  for (const std::string& tag : what.tags) events.note(hash_bytes(tag), event);
+  if (!what.tags.empty()) flights.close_all();
+  invalidations(feed).add(what.keys.size() + what.tags.size());
+  tell(what.keys, !what.tags.empty());
 }
 
 // The one place where this node makes anything void. Entries and tickets first, then the flights.
@@ -54,10 +46,17 @@ Task<Result<void>> Node::Impl::invalidate(std::vector<engine::Change> changes,
     for (const std::string& key : change.keys)
       change.keep_for_error.push_back(keeps_for_error(key));
   }
+  const TimeUs began = now();
   std::vector<engine::Change> sent = changes;
   Result<void> done = co_await engine.invalidate(std::move(sent));
   for (const engine::Change& change : changes)
-    close_flights(change.keys, change.tags, change.x, feed);
+    close_flights({.keys = change.keys,
+                   .tags = change.tags,
+                   .x = change.x,
+                   .source_id = change.source_id,
+                   .began = began,
+                   .confirmed = done.has_value()},
+                  feed);
   co_return done;
 }
 
@@ -65,13 +64,9 @@ Task<Result<void>> Node::Impl::invalidate(std::vector<engine::Change> changes,
 engine::Hooks Node::Impl::hooks() {
   engine::Hooks result;
   result.schema_of = [this](std::string_view key) -> std::string_view {
-    const auto after = std::ranges::upper_bound(
-        prefixes, key, {}, [](const auto& p) { return std::string_view(p.first); });
-    if (after == prefixes.begin()) return {};
-    const auto& [prefix, index] = *(after - 1);
-    return key.starts_with(prefix)
-               ? std::string_view(caches[static_cast<std::size_t>(index)]->schema)
-               : std::string_view();
+    const int index = cache_of(key);
+    return index < 0 ? std::string_view()
+                     : std::string_view(caches[static_cast<std::size_t>(index)]->schema);
   };
   result.keeps_for_error = [this](std::string_view key) { return keeps_for_error(key); };
   result.voided = [this](const engine::Hooks::Voided& what) {
@@ -80,7 +75,7 @@ engine::Hooks Node::Impl::hooks() {
       flights.close_all();
       tell({}, true);
     }
-    close_flights(what.keys, what.tags, what.x, source.name);
+    close_flights({.keys = what.keys, .tags = what.tags, .x = what.x, .began = now()}, source.name);
     if (what.lag_us > 0) source.lag->record(what.lag_us);
   };
   for (const auto& source : sources) {

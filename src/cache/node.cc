@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "cache/auditor.h"
 #include "cache/impl.h"
 
 namespace larder::cache {
@@ -146,6 +147,7 @@ Node::Impl::Impl(Parts given)
       flights(given.max_flights),
       max_waiters(given.max_waiters),
       on_invalidated(std::move(given.on_invalidated)),
+      log(std::move(given.log)),
       dice_count(mix64(given.seed)) {
   LARDER_ASSERT(given.source_names.size() == given.sources.size());
   for (std::size_t i = 0; i < given.sources.size(); ++i) {
@@ -207,12 +209,25 @@ Node::Impl::Impl(Parts given)
     }
     targets.push_back(std::move(served));
   }
+  auditor = std::make_unique<Auditor>(*this, std::move(given.audit), given.seed);
 }
+
+Node::Impl::~Impl() = default;
 
 double Node::Impl::dice() const {
   const std::uint64_t x =
       mix64(dice_count.fetch_add(0x9e3779b97f4a7c15ULL, std::memory_order_relaxed));
   return (static_cast<double>(x >> 11) + 1.0) * 0x1.0p-53;
+}
+
+int Node::Impl::cache_of(std::string_view key) const {
+  // No prefix is a prefix of another (config refuses that), so at most one can fit: the greatest
+  // that is not beyond the key.
+  const auto after = std::ranges::upper_bound(
+      prefixes, key, {}, [](const auto& p) { return std::string_view(p.first); });
+  if (after == prefixes.begin()) return -1;
+  const auto& [prefix, cache] = *(after - 1);
+  return key.starts_with(prefix) ? cache : -1;
 }
 
 const CacheRuntime* Node::Impl::by_name(std::string_view name) const {
@@ -238,6 +253,7 @@ void Node::start() {
     impl->group.spawn(impl->sources[i]->source->run_feed(
         impl->group,
         [impl, i](source::ChangeBatch batch) { return impl->apply(i, std::move(batch)); }));
+  impl->group.spawn(impl->auditor->run());
 }
 
 void Node::drain() { impl_->draining = true; }
@@ -251,14 +267,8 @@ Task<void> Node::stop() {
 // ---- routing ----
 
 Node::Route Node::route(std::string_view key) const {
-  // No prefix is a prefix of another (config refuses that), so at most one can fit: the greatest
-  // that is not beyond the key.
-  const auto& prefixes = impl_->prefixes;
-  const auto after = std::ranges::upper_bound(
-      prefixes, key, {}, [](const auto& p) { return std::string_view(p.first); });
-  if (after == prefixes.begin()) return {};
-  const auto& [prefix, cache] = *(after - 1);
-  if (!key.starts_with(prefix)) return {};
+  const int cache = impl_->cache_of(key);
+  if (cache < 0) return {};
   thread_local std::vector<std::string_view> values;
   return {cache, impl_->specs[static_cast<std::size_t>(cache)].key.match(key, values)};
 }

@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/task.h"
+#include "cache/audit.h"
 #include "cache/spec.h"
 #include "engine/engine.h"
 #include "near/store.h"
@@ -78,11 +79,16 @@ struct Parts {
   std::uint64_t seed = 0;             // dice of jitter and XFetch
   std::size_t max_flights = 100'000;  // loads under way; beyond: -LARDER_OVERLOADED
   std::size_t max_waiters = 100'000;  // readers that wait for them
+  AuditSpec audit = {.enabled = false};
+  // One line for the operator. From any loop; must not suspend or call the node. May be empty.
+  std::function<void(std::string)> log = {};
   // Called after keys became void (`everything`: tags, caches, resets), and after a load brought
   // what may be newer than what was handed out before. From any loop; must not suspend or call the
   // node. May be empty.
   std::function<void(std::span<const std::string> keys, bool everything)> on_invalidated;
 };
+
+class Auditor;
 
 class Node {
  public:
@@ -171,10 +177,17 @@ class Node {
   Explanation explain(std::string_view key, TimeUs now);
   // "bounded:1s; rests on ...": the guarantee of each cache, for explain, config check and the API.
   std::string guarantee(std::size_t cache) const;
+  // Compares up to `most` of the entries that are held with their sources, and repairs what differs
+  // twice within a second or so. Errors: overloaded (one is under way), cancelled. What a source
+  // does not answer is counted in the report.
+  Task<Result<AuditReport>> audit(std::uint64_t most);
+  // All that was audited since the start.
+  AuditReport audited(TimeUs now) const;
   // A JSON object for /api/v1/status.
   std::string status_json(TimeUs now) const;
 
  private:
+  friend class Auditor;  // it is a part of the node, in a file of its own
   Quick read_now(std::string_view key, Hash hash, TimeUs now,
                  void (*on_value)(void*, std::string_view), void* context);
   struct Impl;

@@ -175,6 +175,7 @@ bool Node::Impl::answer_from_engine(unsigned index, const LoadFlight& flight,
               .tier = late ? Tier::stale : Tier::engine,
               .age_us = std::max<DurationUs>(0, at - found.meta.as_of),
               .ttl_us = std::max<DurationUs>(0, found.meta.soft_expiry - at)});
+  events.note(flight->hash, {.kind = policy::ProtocolEvent::Kind::engine, .at = at});
   if (flight->held_until != 0) tell({&flight->key, 1}, false);  // it replaces an older one here
   finish(flight, std::shared_ptr<const Reading>(std::move(reading)));
   if (freshness == policy::Freshness::refresh_early) {
@@ -226,6 +227,7 @@ Task<void> Node::Impl::load(unsigned index, std::vector<LoadFlight> batch) {
       }
       if (found[i].kind == engine::Found::Kind::ticket) {
         flight->ticket = std::move(found[i].ticket);
+        events.note(flight->hash, {.kind = policy::ProtocolEvent::Kind::ticket, .at = now()});
         to_load.push_back(std::move(flight));
       } else if (found[i].kind == engine::Found::Kind::hit) {
         flight->reload = true;
@@ -421,15 +423,21 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
     refusal = co_await engine.fill(request);
     if (refusal == policy::Refusal::none) reading->ttl_us = life;
   }
+  using Kind = policy::ProtocolEvent::Kind;
+  events.note(flight->hash, {.kind = Kind::load,
+                             .at = began,
+                             .x = loaded.snapshot.xmax,
+                             .source_id = loaded.snapshot.source_id});
   reading->not_stored = refusal;
   if (refusal == policy::Refusal::too_large || refusal == policy::Refusal::key_mismatch ||
       refusal == policy::Refusal::no_room)
     co_await drop(cache, flight);  // as above
   if (refusal == policy::Refusal::none) {
     cache.metrics.fills->add();
+    if (fills) events.note(flight->hash, {.kind = Kind::stored, .at = now()});
   } else {
     cache.metrics.fills_refused[static_cast<std::size_t>(refusal)]->add();
-    refused.note(flight->hash, now(), std::string(to_string(refusal)));
+    events.note(flight->hash, {.kind = Kind::refused, .refusal = refusal, .at = now()});
   }
   tell({&flight->key, 1}, false);
   finish(flight, std::shared_ptr<const Reading>(std::move(reading)));

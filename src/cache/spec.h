@@ -74,6 +74,18 @@ struct SourceSpec {
   std::string query_log;  // a file to which the database's own trace of statements goes; "" = none
 };
 
+// What the auditor does by itself (cache/auditor.h).
+struct AuditSpec {
+  bool enabled = true;  // false: only when it is asked
+  unsigned rate = 10;   // keys a second, at most
+  // Changed keys are looked at so long after their change; nothing is looked at sooner after start.
+  DurationUs delay_us = 60 * kSecond;
+  // What differs is looked at again at these ages. Ascending, at most kMostRechecks.
+  std::vector<DurationUs> recheck_us = {60 * kSecond, 300 * kSecond, 600 * kSecond};
+  std::vector<std::string> except;  // names of caches that are left alone
+  static constexpr std::size_t kMostRechecks = 8;
+};
+
 struct PlainSpec {
   bool evict = true;  // false: answer -OOM instead
   // On an engine that tracks:

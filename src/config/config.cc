@@ -9,6 +9,7 @@
 #include <fstream>
 #include <map>
 
+#include "base/units.h"
 #include "config/reader.h"
 #include "config/sections.h"
 #include "engine/redis/url.h"
@@ -188,6 +189,50 @@ void read_plain(Section& s, cache::PlainSpec& plain, bool tracks) {
   s.finish();
 }
 
+// The ages at which what differs is looked at again: a few, each later than the one before.
+void read_recheck(Section& s, std::vector<DurationUs>& ages) {
+  std::vector<Section::Item> items;
+  if (!s.texts("recheck", items)) return;
+  ages.clear();
+  for (const auto& [text, at] : items) {
+    const auto age = parse_duration(text);
+    const DurationUs after = ages.empty() ? 10 * kMillisecond - 1 : ages.back();
+    if (!age || *age <= after || *age > 24 * 3600 * kSecond)
+      s.reader().problem(
+          at, fmt::format("'{}' in {} must be a time such as 5m, from 10ms to 1d, and longer than "
+                          "the one before it",
+                          text, s.path("recheck")));
+    else
+      ages.push_back(*age);
+  }
+  if (items.empty() || items.size() > cache::AuditSpec::kMostRechecks)
+    s.problem_at("recheck", fmt::format("{} must name 1 to {} ages; to audit nothing: enabled = "
+                                        "false",
+                                        s.path("recheck"), cache::AuditSpec::kMostRechecks));
+}
+
+void read_audit(Section& s, cache::AuditSpec& audit, const std::vector<cache::CacheSpec>& caches) {
+  s.boolean("enabled", audit.enabled);
+  std::int64_t rate = audit.rate;
+  if (s.integer("rate", 1, 1000, rate)) audit.rate = static_cast<unsigned>(rate);
+  if (s.duration("delay", audit.delay_us) &&
+      (audit.delay_us < 10 * kMillisecond || audit.delay_us > 3600 * kSecond))
+    s.problem_at("delay", fmt::format("{} must be from 10ms to 1h", s.path("delay")));
+  read_recheck(s, audit.recheck_us);
+  std::vector<Section::Item> except;
+  s.texts("except", except);
+  std::vector<std::string> names;
+  for (const cache::CacheSpec& spec : caches) names.push_back(spec.name);
+  for (const auto& [name, at] : except) {
+    if (std::ranges::find(names, name) == names.end())
+      s.reader().problem(
+          at, fmt::format("{} names a cache that is not declared: '{}'", s.path("except"), name),
+          nearest(name, names));
+    audit.except.push_back(name);
+  }
+  s.finish();
+}
+
 // Every table below `group`, such as [cache.product] below cache.
 template <class Read>
 void each_section(Reader& reader, const toml::table& root, std::string_view group, Read&& read) {
@@ -241,7 +286,7 @@ void check_overlaps(Reader& reader, const toml::table& root,
 
 void check_top_level(Reader& reader, const toml::table& root) {
   static const std::vector<std::string> kKnown = {"node",   "near",  "engine", "plain",
-                                                  "source", "cache", "feed"};
+                                                  "source", "cache", "feed",   "audit"};
   for (const auto& [key, node] : root) {
     const std::string_view name = key.str();
     if (std::ranges::find(kKnown, name) == kKnown.end()) {
@@ -280,6 +325,10 @@ Config read_all(Reader& reader, const toml::table& root) {
     config.caches.push_back(read_cache(section, name, names, config.sources));
   });
   check_overlaps(reader, root, config.caches);
+  one(
+      "audit",
+      [&](Section& section, cache::AuditSpec& audit) { read_audit(section, audit, config.caches); },
+      config.audit);
   each_section(reader, root, "feed", [&](Section& section, std::string_view name) {
     config.feeds.push_back(read_feed(section, name, config.engine, config.caches));
   });

@@ -53,6 +53,7 @@ struct Config {
   NearConfig near;
   EngineConfig engine;
   cache::PlainSpec plain;
+  cache::AuditSpec audit;
   std::vector<cache::SourceSpec> sources;  // in order of name
   std::vector<cache::CacheSpec> caches;    // in order of name; each `source` is one of the above
   std::vector<feed::Spec> feeds;  // in order of name; with the engine's url where none is given

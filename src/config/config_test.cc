@@ -76,6 +76,11 @@ TEST(Config, AnEmptyFileIsAllDefaults) {
   EXPECT_EQ(c.engine.url, "embedded:");
   EXPECT_EQ(c.engine.partitions, 64U);
   EXPECT_TRUE(c.plain.evict);
+  EXPECT_TRUE(c.audit.enabled);
+  EXPECT_EQ(c.audit.rate, 10U);
+  EXPECT_EQ(c.audit.delay_us, 60 * kSecond);
+  EXPECT_THAT(c.audit.recheck_us, ElementsAre(60 * kSecond, 300 * kSecond, 600 * kSecond));
+  EXPECT_THAT(c.audit.except, IsEmpty());
   EXPECT_THAT(c.sources, IsEmpty());
   EXPECT_THAT(c.caches, IsEmpty());
 }
@@ -151,6 +156,12 @@ policy = "refuse"
 near = []
 near_bound = "2s"
 timeout = "5s"
+[audit]
+enabled = false
+rate = 100
+delay = "2m"
+recheck = ["30s", "1h"]
+except = ["stock"]
 [source.db]
 url = "sqlite:/data/shop.db"
 pool = 2
@@ -188,6 +199,11 @@ depends_on = ["main.stock( sku->sku )", "price()"]
   EXPECT_FALSE(c.plain.evict);
   EXPECT_EQ(c.plain.near_bound_us, 2 * kSecond);
   EXPECT_EQ(c.plain.timeout_us, 5 * kSecond);
+  EXPECT_FALSE(c.audit.enabled);
+  EXPECT_EQ(c.audit.rate, 100U);
+  EXPECT_EQ(c.audit.delay_us, 120 * kSecond);
+  EXPECT_THAT(c.audit.recheck_us, ElementsAre(30 * kSecond, 3600 * kSecond));
+  EXPECT_THAT(c.audit.except, ElementsAre("stock"));
   EXPECT_EQ(c.sources.at(0).query_log, "queries.log");
   EXPECT_EQ(c.sources.at(0).queue, 10U);
   const cache::CacheSpec& stock = c.caches.at(0);
@@ -328,6 +344,18 @@ TEST(ConfigErrors, Sections) {
        "one holds every plain key in the near tier anyway"},
       {"[plain]\ntimeout = \"1ms\"\n", "t:2:11: 'timeout' in [plain] must be from 10ms to 1h"},
       {"[plain]\nnear_bound = \"2h\"\n", "t:2:14: 'near_bound' in [plain] must be from 50ms to 1h"},
+      {"[audit]\nrate = 0\n",
+       "t:2:8: 'rate' in [audit] must be an integer from 1 to 1000, got integer 0"},
+      {"[audit]\ndelay = \"2h\"\n", "t:2:9: 'delay' in [audit] must be from 10ms to 1h"},
+      {"[audit]\nrecheck = [\"5m\", \"1m\"]\n",
+       "t:2:18: '1m' in 'recheck' in [audit] must be a time such as 5m, from 10ms to 1d, and "
+       "longer "
+       "than the one before it"},
+      {"[audit]\nrecheck = []\n",
+       "t:2:11: 'recheck' in [audit] must name 1 to 8 ages; to audit nothing: enabled = false"},
+      {"[audit]\nexcept = [\"x\"]\n",
+       "t:2:11: 'except' in [audit] names a cache that is not declared: 'x'"},
+      {"[audit]\nrat = 5\n", "t:2:1: unknown key 'rat' in [audit]; did you mean 'rate'?"},
       {"[source.shop]\npool = 1\n",
        "t:1:1: [source.shop] needs 'url': where the data is, such as \"sqlite:shop.db\""},
       {"[source.shop]\nurl = \"sqlite:\"\n",

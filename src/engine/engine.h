@@ -68,6 +68,7 @@ struct Lookup {
   Cache cache;
   std::vector<Key> keys;
   bool reload = false;       // give a ticket although there is an entry
+  bool peek = false;         // only say what would be hit: give no ticket, install nothing
   DurationUs ticket_us = 0;  // after this time somebody else may load
   TimeUs deadline = kNever;  // after it, no answer is worth having
 };
@@ -162,7 +163,8 @@ class Engine {
 
   // What there is of the keys, parallel to them. What is found is in the near tier afterwards,
   // where the cache allows that. When the engine is down, or has lost its state: tickets with
-  // which a load is served and hardly stored. Cost: one round trip for each partition, all at once.
+  // which a load is served and hardly stored. With `peek` what is not hit is a ticket that is none.
+  // Cost: one round trip for each partition, all at once.
   virtual Task<std::vector<Found>> lookup(Lookup lookup) = 0;
 
   // Stores unless the rules refuse; the refusal is a value. Either way the ticket has ended.

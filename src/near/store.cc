@@ -105,6 +105,21 @@ bool Store::lookup_locked(std::string_view key, Hash hash, TimeUs now,
   return true;
 }
 
+bool Store::peek(std::string_view key, Hash hash, TimeUs now,
+                 const std::function<void(const View&)>& visit) const {
+  Shard& shard = shard_of(hash);
+  MutexLock lock(shard.mutex);
+  const Ref ref = shard.find(key, hash);
+  if (ref == kNoRef) return false;
+  const Entry entry = shard.at(ref);
+  const std::uint64_t word = entry.load_bits();
+  if (entry.useless_at(word) <= now) return false;
+  View view;
+  look_at(entry, word, hash, view);
+  visit(view);
+  return true;
+}
+
 // Why each invalidation that runs concurrently with ticket() either leaves the ticket void or
 // precedes the load. The caller's order is: the change is in the source; then the invalidation
 // begins. And: ticket() returns; then the load begins. Each of the three parts is one monotonic

@@ -124,6 +124,12 @@ class Store {
         const_cast<void*>(static_cast<const void*>(&visit)));
   }
 
+  // As lookup(), for whoever only looks: no hit is counted, and nothing is changed, moved or
+  // dropped. The visitor runs under the shard's lock. Cost: the lock, which fills and changes want,
+  // too.
+  bool peek(std::string_view key, Hash hash, TimeUs now,
+            const std::function<void(const View&)>& visit) const;
+
   // The right to fill `key`, valid until it is invalidated. Take it before the source is read.
   policy::Ticket ticket(Hash hash) const;
 

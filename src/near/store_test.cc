@@ -385,6 +385,34 @@ TEST(StoreBytes, WhatIsReadStays) {
   EXPECT_EQ(left, 50);
 }
 
+TEST(StoreBytes, WhatIsOnlyPeekedAtGoesAsIfNobodyHadLooked) {
+  Options options{.capacity_bytes = 256 << 10, .shards = 1};
+  Store store(options);
+  for (int i = 0; i < 50; ++i) fill_now(store, "seen" + std::to_string(i), std::string(100, 's'));
+  const auto peek = [&](std::string_view key, TimeUs now = kStart) {
+    std::string value = "-";
+    const bool visited = store.peek(key, hash_bytes(key), now, [&](const View& view) {
+      EXPECT_EQ(view.key, key);
+      value = view.is_void ? "void" : std::string(view.value);
+    });
+    EXPECT_EQ(visited, value != "-");
+    return value;
+  };
+  EXPECT_EQ(peek("seen1"), std::string(100, 's'));
+  EXPECT_EQ(peek("absent"), "-");
+  for (int i = 0; i < 20'000; ++i) {
+    fill_now(store, "cold" + std::to_string(i), std::string(100, 'c'));
+    peek("seen" + std::to_string(i % 50));
+  }
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(peek("seen" + std::to_string(i)), "-");
+  fill_now(store, "k", "v", declared(kStart + 10));
+  EXPECT_EQ(peek("k", kStart + 10), "-") << "useless";
+  EXPECT_EQ(peek("k"), "v") << "and it was not dropped";
+  store.invalidate(hash_bytes("k"), "k", true);
+  EXPECT_EQ(peek("k"), "void");
+  EXPECT_EQ(store.verify(), "");
+}
+
 TEST(StoreBytes, VoidAndExpiredEntriesGoFirst) {
   Options options{.capacity_bytes = 256 << 10, .shards = 1};
   Store store(options);

@@ -74,6 +74,8 @@ Result<void> Instance::build() {
   parts.seed = random_seed();
   parts.max_flights = config_.node.max_loads;
   parts.max_waiters = config_.node.max_waiters;
+  parts.audit = config_.audit;
+  parts.log = log_;
   pubsub_ = std::make_unique<PubSub>(metrics_.counter("larder_clients_dropped_total",
                                                       {{"reason", "slow_subscriber"}},
                                                       "Clients closed by Larder, by reason"));

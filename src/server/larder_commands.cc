@@ -10,6 +10,8 @@ constexpr std::string_view kCall = "call";
 constexpr std::string_view kNoLeases =
     "ERR LARDER.LEASE and LARDER.FILL are for the embedded engine in this version";
 constexpr DurationUs kLongestWait = 60 * kSecond;
+constexpr std::int64_t kUsualAudit = 100;
+constexpr std::int64_t kMostAudit = 100'000;
 // A waiting client looks up this often: a shutdown need not wait for it.
 constexpr DurationUs kWaitSlice = 500 * kMillisecond;
 
@@ -142,6 +144,28 @@ Task<void> Session::larder_warm(Args args) {
   writer_.integer(warmed->took_us / kMillisecond);
 }
 
+Task<void> Session::larder_audit(Args args) {
+  std::int64_t most = kUsualAudit;
+  if (args.size() > 2) {
+    error("ERR use LARDER.AUDIT [n] | STATUS");
+    co_return;
+  }
+  if (args.size() == 2 && equals_ignoring_case(args[1], "status")) {
+    writer_.bulk(cache::to_json(context_.node->audited(now_)));
+    co_return;
+  }
+  if (args.size() == 2 && !parse_integer(args[1], most)) co_return;
+  if (most <= 0 || most > kMostAudit) {
+    error(fmt::format("ERR LARDER.AUDIT takes a number of entries from 1 to {}", kMostAudit));
+    co_return;
+  }
+  const auto report = co_await context_.node->audit(static_cast<std::uint64_t>(most));
+  if (report)
+    writer_.bulk(cache::to_json(*report));
+  else
+    error(report.error());
+}
+
 Task<void> Session::larder_lease(Args args) {
   int cache = -1;
   if (!route(args[1], cache)) co_return;
@@ -230,7 +254,9 @@ void Session::larder_help(Args) {
         "    Voids entries; the rows stay. Answers how many keys, tags or caches.",
         "LARDER.REMOVE key", "    Removes the row behind a key.", "LARDER.REFRESH key...",
         "    Loads keys anew. Answers how many have a row.", "LARDER.WARM cache [n]",
-        "    Loads the keys that the cache's `warm` statement gives.", "LARDER.LEASE key [WAIT ms]",
+        "    Loads the keys that the cache's `warm` statement gives.", "LARDER.AUDIT [n] | STATUS",
+        "    Compares n entries with their sources, repairs what differs; or all that was audited.",
+        "LARDER.LEASE key [WAIT ms]",
         "    A plain key: [value, v], or [ticket, t]: load it and FILL, or [busy, nil].",
         "LARDER.FILL key ticket value [EX s | PX ms] [TAGS tag...]",
         "    1: stored. 0: refused, the key has changed meanwhile."});

@@ -466,6 +466,11 @@ class Load {
 
 class Chaos : public FleetTest {
  protected:
+  // Each node audits itself, as at work, but for the times.
+  void SetUp() override {
+    more_config_ = "[audit]\nrate = 200\ndelay = \"50ms\"\nrecheck = [\"300ms\", \"1s\"]\n";
+    FleetTest::SetUp();
+  }
   // Runs the load while `faults` does its work; what was answered may never be too old.
   template <class Faults>
   void run(bool strong, Faults&& faults, unsigned pause_ms = kHasty) {
@@ -496,6 +501,7 @@ class Chaos : public FleetTest {
   }
   void expect_coherent() {
     EXPECT_FALSE(load_->failed()) << load_->stale();
+    expect_audited();
     // And in the end everybody shows the last version.
     const TimeUs until = monotonic_now_us() + 20 * kSecond;
     for (std::size_t node = 0; node < nodes_.size(); ++node) {
@@ -508,6 +514,19 @@ class Chaos : public FleetTest {
         EXPECT_EQ(seen, written(row)) << key << " on node " << node;
       }
     }
+  }
+  // No auditor objects, whatever happened.
+  void expect_audited() {
+    std::uint64_t checked = 0;
+    for (const auto& node : nodes_) {
+      const cache::AuditReport report = node->node().audited(monotonic_now_us());
+      for (const cache::AuditCounts& counts : report.caches) {
+        checked += counts.checked;
+        EXPECT_EQ(counts.violations, 0U) << cache::to_json(report);
+      }
+    }
+    EXPECT_GT(checked, 0U);
+    std::printf("  %lu entries audited\n", static_cast<unsigned long>(checked));
   }
   // What the database holds.
   std::int64_t written(int row) const {

@@ -26,12 +26,22 @@ struct Scenario {
   bool tagged = false;
   bool keeps_stale = false;
   bool refresh_ahead = false;
+  bool audits = false;
 };
 
 struct Report {
   std::string violation;  // the first
   std::size_t reads = 0, hits = 0, stale = 0, errors = 0, writes = 0, loads = 0;
+  cache::AuditReport audit;
 };
+
+// As at work, but for the times.
+cache::AuditSpec audit_of(const Scenario& scenario) {
+  return {.enabled = scenario.audits,
+          .rate = 500,
+          .delay_us = 100 * kMillisecond,
+          .recheck_us = {150 * kMillisecond, 400 * kMillisecond, 900 * kMillisecond}};
+}
 
 cache::CacheSpec spec_of(const Scenario& scenario) {
   cache::CacheSpec spec{.name = "row",
@@ -80,7 +90,8 @@ class Run {
                .near = &store_,
                .engine = &engine_,
                .metrics = &metrics_,
-               .seed = seed}) {
+               .seed = seed,
+               .audit = audit_of(scenario)}) {
     for (std::int64_t id = 0; id < kRows; ++id) source_.insert(id);
   }
 
@@ -94,6 +105,7 @@ class Run {
     if (!loop_.run()) note("the loop never came to rest");
     if (!ended_) note("clients hang");
     report_.loads = source_.loads;
+    report_.audit = node_.audited(loop_.now_us());
     return report_;
   }
 
@@ -323,6 +335,88 @@ TEST(NodeSimulation, CatchesMissingTickets) {
 }
 TEST(NodeSimulation, CatchesMissingStamps) {
   expect_caught({.faults = {.feed_forgets = 0.3}, .rules = {.tag_stamp = false}}, "no tag stamps");
+}
+
+// ---- the auditor, on the same worlds ----
+
+// With all rules on, whatever fails and whoever writes: nothing is against the guarantee.
+void expect_audits_clean(const Scenario& scenario, const char* name) {
+  std::uint64_t checked = 0;
+  std::uint64_t on_the_way = 0;
+  std::vector<std::uint64_t> all = seeds();
+  if (all.size() > 1) all.resize((all.size() + 2) / 3);
+  for (const std::uint64_t seed : all) {
+    const Report report = Run(seed, scenario).go();
+    ASSERT_EQ(report.violation, "") << name << ", LARDER_SIM_SEED=" << seed;
+    const cache::AuditCounts& counts = report.audit.caches[0];
+    ASSERT_EQ(counts.violations, 0u)
+        << name << ", LARDER_SIM_SEED=" << seed << ": " << cache::to_json(report.audit);
+    checked += counts.checked;
+    on_the_way += counts.stale[0];
+    if (!scenario.feed || scenario.faults.feed_stalls > 0) continue;
+    ASSERT_EQ(counts.stale[1], 0u) << name << ", LARDER_SIM_SEED=" << seed;
+    ASSERT_EQ(counts.repaired, 0u) << name << ", LARDER_SIM_SEED=" << seed;
+  }
+  std::printf("%-28s %llu checked, %llu differed and may\n", name,
+              static_cast<unsigned long long>(checked),
+              static_cast<unsigned long long>(on_the_way));
+  EXPECT_GT(checked, 10 * all.size());
+}
+
+TEST(NodeAudit, FindsNothingWithAFeed) { expect_audits_clean({.audits = true}, "audit: feed"); }
+TEST(NodeAudit, FindsNothingUnderFaults) {
+  expect_audits_clean({.faults = kAllFaults,
+                       .tagged = true,
+                       .keeps_stale = true,
+                       .refresh_ahead = true,
+                       .audits = true},
+                      "audit: all faults");
+}
+TEST(NodeAudit, FindsNothingAgainstABound) {
+  expect_audits_clean({.consistency = cache::Consistency::bounded,
+                       .faults = kAllFaults,
+                       .tagged = true,
+                       .audits = true},
+                      "audit: bounded, all faults");
+}
+TEST(NodeAudit, FindsNothingAgainstATtl) {
+  expect_audits_clean({.faults = {.load_fails = 0.05}, .feed = false, .audits = true},
+                      "audit: no feed");
+}
+TEST(NodeAudit, FindsNothingWithoutSnapshots) {
+  expect_audits_clean({.faults = {.load_fails = 0.05}, .snapshots = false, .audits = true},
+                      "audit: no snapshots");
+}
+
+// With a rule left out it finds what is stale, says why, and repairs it.
+void expect_audit_catches(const Scenario& scenario, std::string_view cause, const char* name) {
+  for (std::uint64_t seed = 1; seed <= 500; ++seed) {
+    const Report report = Run(seed, scenario).go();
+    for (const cache::AuditFinding& found : report.audit.findings) {
+      if (!found.violation || found.cause.find(cause) == std::string::npos) continue;
+      EXPECT_EQ(found.repair, "done");
+      EXPECT_GT(report.audit.caches[0].repaired, 0u);
+      EXPECT_FALSE(found.steps.empty());
+      std::printf("%-28s caught with seed %llu: %s, %s\n", name,
+                  static_cast<unsigned long long>(seed), found.key.c_str(), found.cause.c_str());
+      return;
+    }
+  }
+  ADD_FAILURE() << name << ": the auditor did not notice";
+}
+
+TEST(NodeAudit, CatchesMissingTombstones) {
+  expect_audit_catches({.rules = {.tombstone = false}, .audits = true}, "did not see a change",
+                       "audit: no tombstones");
+}
+TEST(NodeAudit, CatchesMissingTickets) {
+  expect_audit_catches({.rules = {.ticket = false}, .snapshots = false, .audits = true},
+                       "loaded before an invalidation", "audit: no tickets");
+}
+TEST(NodeAudit, CatchesMissingStamps) {
+  expect_audit_catches(
+      {.faults = {.feed_forgets = 0.3}, .rules = {.tag_stamp = false}, .audits = true},
+      "loaded before an invalidation", "audit: no tag stamps");
 }
 
 }  // namespace

@@ -123,7 +123,7 @@ Task<void> RedisEngine::lookup_in(const Lookup& lookup, Partition& partition,
     Found& one = found[i];
     // Before the question: what is voided from here on is not installed.
     one.ticket = {.near = near_.ticket(lookup.keys[i].hash), .generation = generation};
-    tokens.push_back(new_token());
+    tokens.push_back(lookup.peek ? std::string() : new_token());
     keys.push_back({.schema = lookup.cache.schema,
                     .key = lookup.keys[i].text,
                     .token = tokens.back(),
@@ -134,7 +134,7 @@ Task<void> RedisEngine::lookup_in(const Lookup& lookup, Partition& partition,
   Error error{ErrorCode::timeout, "", {}};
   Result<LookupAnswer> answer = std::unexpected(error);
   if (!suspect(sent)) {
-    Step step = lookup_step(partition.names(), keys, lookup.ticket_us);
+    Step step = lookup_step(partition.names(), keys, lookup.peek ? 0 : lookup.ticket_us);
     const TimeUs deadline = std::min(lookup.deadline, sent + options_.timeout_us);
     auto reply = co_await steps_.run(std::move(step), false, deadline);
     judge_call(reply || deadline < sent + options_.timeout_us ? nullptr : &reply.error(),
@@ -198,7 +198,8 @@ void RedisEngine::take(const Lookup& lookup, Partition& partition, const LookupA
   // After the times were read: another history may be another server's, with its own clock.
   for (const Install& one : installs) {
     const engine::Found& ours = found[one.key];
-    if (!lookup.cache.near || !partition.may_install(answer.position, ours.ticket.generation))
+    if (lookup.peek || !lookup.cache.near ||
+        !partition.may_install(answer.position, ours.ticket.generation))
       continue;
     install(partition, lookup.keys[one.key], ours.ticket, ours.meta, ours.value, *one.tags);
   }

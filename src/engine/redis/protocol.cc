@@ -178,7 +178,8 @@ std::string Names::ticket(std::string_view schema, std::string_view key) const {
 
 Step lookup_step(const Names& names, const std::vector<LookupKey>& keys, DurationUs ticket_us) {
   Step step{.script = scripts::lookup(), .keys = {names.state()}, .args = {}};
-  step.args.push_back(std::to_string(std::max<DurationUs>(1, ticket_us / kMillisecond)));
+  const DurationUs least = ticket_us == 0 ? 0 : 1;
+  step.args.push_back(std::to_string(std::max(least, ticket_us / kMillisecond)));
   for (const LookupKey& key : keys) {
     step.keys.push_back(names.entry(key.schema, key.key));
     step.keys.push_back(names.ticket(key.schema, key.key));

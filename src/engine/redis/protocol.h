@@ -104,6 +104,7 @@ struct LookupAnswer {
   std::vector<KeyAnswer> found;  // parallel to the keys
 };
 
+// `ticket_us` 0: only to look. Nothing is written; what is no hit is answered as no_state.
 Step lookup_step(const Names& names, const std::vector<LookupKey>& keys, DurationUs ticket_us);
 Result<LookupAnswer> lookup_answer(const wire::Reply& reply);
 

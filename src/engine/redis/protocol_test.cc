@@ -159,6 +159,30 @@ TEST_F(ProtocolTest, OneTicketAndTheOthersAreBusy) {
   EXPECT_EQ(fill("p:1", entry(101, "v")), Refusal::none);
 }
 
+TEST_F(ProtocolTest, WhoOnlyLooksLeavesNoTrace) {
+  const auto peek = [&](std::string_view key) {
+    const auto answer =
+        lookup_answer(run(lookup_step(names_, {{.schema = kSchema, .key = key}}, 0)));
+    EXPECT_TRUE(answer);
+    return answer ? answer->found.front() : KeyAnswer{};
+  };
+  const auto everything = [&] {
+    return redis_->call({"DBSIZE"}) + redis_->call({"HGETALL", names_.state()});
+  };
+  const std::string before = everything();
+  EXPECT_EQ(peek("p:1").kind, KeyAnswer::Kind::no_state);
+  EXPECT_EQ(everything(), before);
+  lookup("p:1");
+  EXPECT_EQ(peek("p:1").kind, KeyAnswer::Kind::no_state) << "not busy: nobody is to wake us";
+  EXPECT_EQ(fill("p:1", entry(101, "v")), Refusal::none);
+  const KeyAnswer hit = peek("p:1");
+  EXPECT_EQ(hit.kind, KeyAnswer::Kind::hit);
+  ASSERT_TRUE(hit.entry.has_value());
+  EXPECT_EQ(hit.entry->value, "v");
+  invalidate(of_key("p:1", 102));
+  EXPECT_EQ(peek("p:1").kind, KeyAnswer::Kind::no_state);
+}
+
 TEST_F(ProtocolTest, AnInvalidationVoidsTicketAndEntry) {
   lookup("p:1");
   const std::string old = token_;

@@ -105,8 +105,8 @@ local function valid(raw, e, ft, fn)
 end
 )lua";
 
-// KEYS: S, then entry and ticket of each key. ARGV: a ticket's ms, then of each key: token, wants a
-// ticket (0 or 1), waits (0 or 1), its text.
+// KEYS: S, then entry and ticket of each key. ARGV: a ticket's ms (0: only look, give none), then
+// of each key: token, wants a ticket (0 or 1), waits (0 or 1), its text.
 constexpr const char* kLookup = R"lua(
 local st = redis.call('HMGET', S, 'e', 'n', 'H', 'Ft', 'Fn', 'v')
 local e, now, found, versions = st[1], clock(), {}, st[6] or ''
@@ -131,6 +131,8 @@ for i = 1, (#KEYS - 1) / 2 do
     if not h then raw = '' end
     if h and h.soft > now and ARGV[at + 1] == '0' then
       found[i] = {1, raw, 0}
+    elseif ARGV[1] == '0' then
+      found[i] = {0, raw, 0}
     elseif redis.call('EXISTS', KEYS[2 * i + 1]) == 1 then
       if ARGV[at + 2] == '1' then redis.pcall('SETRANGE', KEYS[2 * i + 1], 0, '1') end
       found[i] = {3, raw, redis.call('PTTL', KEYS[2 * i + 1])}
