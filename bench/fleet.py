@@ -20,7 +20,6 @@ time of all threads of a process (schedstat); "at rest" is what it takes while n
 import argparse
 import contextlib
 import json
-import multiprocessing
 import pathlib
 import re
 import selectors
@@ -34,32 +33,16 @@ import tempfile
 import threading
 import time
 
-from resp import ROOT, Resp, Server, free_port, value_of
+from nodes import (
+    PATIENCE, Child, check_values, drop_and_publish, first_and_last, heard, hold, observe,
+    percentiles, start_engine, start_nodes, subscribe, table, used,
+)
+from resp import ROOT, Resp, value_of
 
 ROWS = 10_000
 BATCH = 100  # keys of an MGET
 READERS, STAMPEDE_NODES = 1_000, 4
 PARTS = ["get", "mget", "invalidate", "stampede"]
-PATIENCE = 20  # seconds, for what should take milliseconds
-CHANNEL = "gone"
-
-NODE = """
-[node]
-listen   = ["127.0.0.1:{port}"]
-admin    = "127.0.0.1:{admin}"
-threads  = 1
-data_dir = "{folder}/data-{port}"
-
-[near]
-capacity = "{capacity}"
-
-[engine]
-url       = "redis://127.0.0.1:{engine}"
-namespace = "{namespace}"
-
-[source.shop]
-url = "sqlite:{folder}/shop.db"
-"""
 
 # Any number names one of the rows: there are as many cold keys as wanted.
 READ_THROUGH = """
@@ -95,52 +78,8 @@ ttl    = "1h"
 '''
 
 
-class Process(Server):
-    """A server that may run on any core."""
-
-    def __init__(self, name, command, port, admin, log):
-        self.name, self.port, self.admin, self.log = name, port, admin, log
-        with open(log, "w") as out:
-            self.process = subprocess.Popen(
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL
-            )
-        try:
-            self.wait()
-        except BaseException:
-            self.close()
-            raise
-
-
-def start_engine(stack, program, folder):
-    port = free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    command += ["--appendonly", "no", "--dir", str(folder), "--maxclients", "5000"]
-    engine = Process(program, command, port, None, folder / "engine.log")
-    stack.callback(engine.close)
-    return engine
-
-
-def start_nodes(stack, options, folder, engine, count, caches, capacity="16MiB"):
-    """Nodes of a namespace of their own; the source is prepared where a cache asks for it."""
-    nodes = []
-    for _ in range(count):
-        port, admin = free_port(), free_port()
-        config = folder / f"node-{port}.toml"
-        text = NODE.format(
-            port=port, admin=admin, folder=folder, capacity=capacity, engine=engine.port,
-            namespace=f"fleet-{nodes[0].port if nodes else port}",
-        )
-        config.write_text(text + caches)
-        if not nodes and "depends_on" in caches:
-            command = [options.larder, "source", "prepare", "--config", config, "shop"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-            if done.returncode != 0:
-                sys.exit(f"larder source prepare: {done.stdout}{done.stderr}")
-        command = [str(options.larder), "serve", "--config", str(config)]
-        node = Process(f"node {len(nodes)}", command, port, admin, folder / f"node-{port}.log")
-        stack.callback(node.close)
-        nodes.append(node)
-    return nodes
+def source(folder):
+    return f"sqlite:{folder}/shop.db"
 
 
 def make_source(folder):
@@ -150,34 +89,6 @@ def make_source(folder):
         rows = ((i, value_of(i).decode()) for i in range(ROWS))
         with shop:
             shop.executemany("INSERT INTO item VALUES (?, ?)", rows)
-
-
-def until(what, condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > end:
-            sys.exit(f"{what}: not within {PATIENCE} s")
-        time.sleep(0.01)
-
-
-def percentiles(samples):
-    """Of times in seconds: microseconds."""
-    cuts = statistics.quantiles(samples, n=100, method="inclusive")
-    return {"p50_us": cuts[49] * 1e6, "p99_us": cuts[98] * 1e6, "samples": len(samples)}
-
-
-def hold(node, keys, tier):
-    """Asks until all keys are in the tier: a fleet that has just begun does not fill yet."""
-    client = Resp(node.port)
-
-    def held():
-        client.call("MGET", *keys)
-        for key in keys:
-            client.send(("LARDER.GET", key))
-        answers = [client.answer() for _ in keys]
-        return all(dict(zip(a[::2], a[1::2]))[b"tier"] == tier.encode() for a in answers)
-
-    until(f"every key in the {tier} tier", held)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -192,7 +103,9 @@ class Cases:
             READ_THROUGH.format(name=name, rows=ROWS, near=near)
             for name, near in (("near", "true"), ("engine", "false"), ("miss", "true"))
         )
-        self.node = start_nodes(stack, options, folder, engine, 1, caches, "128MiB")[0]
+        self.node = start_nodes(
+            stack, options.larder, folder, engine, 1, caches, source(folder), "128MiB"
+        )[0]
         self.engine = engine
         self.cold = 0
         self.fill()
@@ -373,109 +286,6 @@ def mget_rows(cases, hand, options):
 # invalidate
 
 
-class Child:
-    """Runs work(ready) in a process of its own; ready() ends the preparation."""
-
-    def __init__(self, stack, work):
-        fork = multiprocessing.get_context("fork")
-        self.pipe, other = fork.Pipe()
-        self.process = fork.Process(target=self.run, args=(work, other), daemon=True)
-        self.process.start()
-        stack.callback(self.close)
-        other.close()
-        self.take()
-
-    @staticmethod
-    def run(work, pipe):
-        pipe.send(work(lambda: pipe.send("ready")))
-        pipe.recv()  # stays, so that its CPU time can be read
-
-    def take(self):
-        with contextlib.suppress(EOFError):
-            if self.pipe.poll(3 * PATIENCE):
-                return self.pipe.recv()
-        sys.exit("a process that listens has failed")
-
-    def close(self):
-        self.process.kill()
-        self.process.join()
-
-
-class Pushes:
-    """Invalidations that one node tells, and when they came."""
-
-    def __init__(self, port):
-        client = Resp(port)
-        self.socket, self.buffer, self.at = client.socket, b"", {}
-        client.send(("HELLO", "3"))
-        client.send(("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "row:"))
-        client.send(("ECHO", "begun"))
-        while not self.buffer.endswith(b"begun\r\n"):
-            piece = self.socket.recv(65536)
-            if not piece or b"-ERR" in piece:
-                raise RuntimeError(f"no tracking: {piece}")
-            self.buffer += piece
-        self.buffer, self.flushes = b"", 0
-        self.socket.setblocking(False)
-
-    def take(self):
-        piece = self.socket.recv(1 << 20)
-        if not piece:
-            raise RuntimeError("a node has closed its client of pushes")
-        now = time.monotonic()
-        *lines, self.buffer = (self.buffer + piece).split(b"\r\n")  # the last one is not whole yet
-        for line in lines:
-            if line.startswith(b"row:"):
-                self.at.setdefault(int(line[4:]), now)
-        self.flushes += lines.count(b"_")  # null: everything is void
-
-
-def observe(ports, count):
-    """Of each node, when it told which key; ends when all did or nothing has come for long."""
-
-    def work(ready):
-        nodes = [Pushes(port) for port in ports]
-        with selectors.DefaultSelector() as selector:
-            for node in nodes:
-                selector.register(node.socket, selectors.EVENT_READ, node)
-            ready()
-            while any(len(node.at) < count for node in nodes):
-                events = selector.select(PATIENCE)
-                if not events:
-                    break
-                for event, _ in events:
-                    event.data.take()
-        return {"at": [n.at for n in nodes], "flushes": sum(n.flushes for n in nodes)}
-
-    return work
-
-
-def subscribe(port, count):
-    """A service that caches in a dict and drops what the channel names."""
-
-    def work(ready):
-        held = {f"row:{i}".encode(): value_of(i) for i in range(count)}
-        client, at = Resp(port), {}
-        client.call("SUBSCRIBE", CHANNEL)
-        client.socket.settimeout(PATIENCE)
-        ready()
-        while held:
-            key = client.answer()[2]
-            held.pop(key)
-            at[int(key[4:])] = time.monotonic()
-        return {"at": [at], "flushes": 0}
-
-    return work
-
-
-def cpu_ns(pid):
-    total = 0
-    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            total += int((task / "schedstat").read_text().split()[0])
-    return total
-
-
 def write(folder, count, rate, round_, tell):
     """Updates every row once, `rate` a second. -> when each was about to be committed"""
     at = {}
@@ -497,49 +307,29 @@ def new_value(i, round_):
     return f"{round_}:{value_of(i).decode()}"
 
 
-def spread(committed, seen):
-    """First and last of the listeners, from the commit on."""
-    first, last = [], []
-    for i, began in committed.items():
-        times = [at[i] - began for at in seen]
-        first.append(min(times))
-        last.append(max(times))
-    return {"first": percentiles(first), "last": percentiles(last)}
-
-
 def run_writes(pids, engine, children, write_all, count):
     """CPU of listeners and engine while all is written and heard."""
-    pids = [*pids, engine.process.pid]
-
-    def used(work):
-        started, before = time.monotonic(), [cpu_ns(pid) for pid in pids]
-        result = work()
-        seconds = [(cpu_ns(pid) - was) / 1e9 for pid, was in zip(pids, before)]
-        return result, seconds, time.monotonic() - started
-
-    _, rest, rest_wall = used(lambda: time.sleep(1))
-    rest = [seconds / rest_wall for seconds in rest]
-    (committed, heard), cpu, wall = used(
-        lambda: (write_all(), [child.take() for child in children])
+    groups = {"node": pids, "engine": [engine.process.pid]}
+    _, rest, rest_wall = used(groups, lambda: time.sleep(1))
+    (committed, (seen, flushes)), cpu, wall = used(
+        groups, lambda: (write_all(), heard(children, count))
     )
-    seen = [at for one in heard for at in one["at"]]
-    if any(len(at) != count for at in seen):
-        sys.exit(f"of {count} changes were heard: {[len(at) for at in seen]}")
-    net = [all_ - idle * wall for all_, idle in zip(cpu, rest)]
-    scale = 1000 / count  # CPU seconds for 1,000
-    row = spread(committed, seen)
+    first, last = first_and_last(committed, seen)
+    row = {"first": percentiles(first), "last": percentiles(last), "flushes": flushes}
     row["rate"] = (count - 1) / (max(committed.values()) - min(committed.values()))
-    row["flushes"] = sum(one["flushes"] for one in heard)
-    if row["flushes"]:
-        print(f"{row['flushes']} times a node made everything void", file=sys.stderr)
-    for name, seconds in (("cpu_s", cpu), ("net_cpu_s", net)):
-        row[name] = {"node": statistics.mean(seconds[:-1]) * scale, "engine": seconds[-1] * scale}
-    row["rest_cores"] = {"node": statistics.mean(rest[:-1]), "engine": rest[-1]}
+    each = {"node": len(pids), "engine": 1}
+    row["rest_cores"] = {name: rest[name] / rest_wall / each[name] for name in groups}
+    row["cpu_s"] = {name: cpu[name] / each[name] * 1000 / count for name in groups}
+    row["net_cpu_s"] = {
+        name: row["cpu_s"][name] - row["rest_cores"][name] * wall * 1000 / count for name in groups
+    }
     return row
 
 
 def invalidate_larder(stack, options, folder, engine, count, nodes_count, round_):
-    nodes = start_nodes(stack, options, folder, engine, nodes_count, ROW)
+    nodes = start_nodes(
+        stack, options.larder, folder, engine, nodes_count, ROW, source(folder)
+    )
     for node in nodes:
         hold(node, [f"row:{i}" for i in range(count)], "near")
     child = Child(stack, observe([node.port for node in nodes], count))
@@ -547,27 +337,22 @@ def invalidate_larder(stack, options, folder, engine, count, nodes_count, round_
         [node.process.pid for node in nodes], engine, [child],
         lambda: write(folder, count, options.rate, round_, lambda i: None), count,
     )
-    wanted = [new_value(i, round_).encode() for i in range(count)]
-    for node in nodes:
-        if Resp(node.port).call("MGET", *[f"row:{i}" for i in range(count)]) != wanted:
-            sys.exit(f"{node.name} answers old values")
+    check_values(nodes, {f"row:{i}": new_value(i, round_).encode() for i in range(count)})
     return row
 
 
 def invalidate_by_hand(stack, options, folder, engine, count, subscribers, round_):
     client = Resp(engine.port)
     client.call("MSET", *[w for i in range(count) for w in (f"row:{i}", value_of(i))])
-    children = [Child(stack, subscribe(engine.port, count)) for _ in range(subscribers)]
-
-    def tell(i):
-        client.send(("DEL", f"row:{i}"))
-        client.send(("PUBLISH", CHANNEL, f"row:{i}"))
-        if (client.answer(), client.answer()) != (1, subscribers):
-            sys.exit("DEL and PUBLISH: not everybody was told")
+    children = [Child(stack, subscribe(engine.port, range(count))) for _ in range(subscribers)]
 
     return run_writes(
         [child.process.pid for child in children], engine, children,
-        lambda: write(folder, count, options.rate, round_, tell), count,
+        lambda: write(
+            folder, count, options.rate, round_,
+            lambda i: drop_and_publish(client, f"row:{i}", subscribers),
+        ),
+        count,
     )
 
 
@@ -650,7 +435,9 @@ def stampede_by_hand(engine, load_s):
 def measure_stampede(options, folder, engine):
     rounds = []
     with contextlib.ExitStack() as stack:
-        nodes = start_nodes(stack, options, folder, engine, STAMPEDE_NODES, SLOW)
+        nodes = start_nodes(
+            stack, options.larder, folder, engine, STAMPEDE_NODES, SLOW, source(folder)
+        )
         client = Resp(nodes[0].port)
         started = time.monotonic()
         client.call("GET", "slow:9000")
@@ -666,14 +453,6 @@ def measure_stampede(options, folder, engine):
 
 
 # ------------------------------------------------------------------------------------------------
-
-
-def table(head, rows):
-    """As in docs/benchmarks.md."""
-    print("| " + " | ".join(head) + " |\n|---|" + "--:|" * (len(head) - 1))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
 
 
 def times(row):

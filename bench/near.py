@@ -31,6 +31,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "near"))
 import chart  # noqa: E402
 import peers  # noqa: E402
+from nodes import busy_seconds  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OPERATIONS = {
@@ -64,13 +65,6 @@ class Plan:
 
     def chunk_keys(self, entries):
         return 1 << (21 if entries > 100_000 else 19 if self.quick else 20)
-
-
-def busy_seconds():
-    """CPU time that all programs of this machine have used."""
-    words = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    user, nice, system, _, _, irq, softirq, *_ = map(int, words)
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 class Bench:
