@@ -106,7 +106,7 @@ TEST_F(Logged, IfEveryTransactionCountsAsVisibleTheOldRowStays) {
 
 // The statement has its snapshot, and takes its time; meanwhile the row changes.
 TEST_F(OnPostgres, AChangeBetweenReadAndFill) {
-  more_config_ =
+  more_config_ +=
       "[cache.slow]\nkey = \"slow:{id:int}\"\nsource = \"shop\"\nttl = \"10m\"\n"
       "load = \"SELECT id, v FROM item, pg_sleep(0.3) WHERE id = :id\"\n"
       "depends_on = [\"item(id -> id)\"]\n";
@@ -260,6 +260,7 @@ TEST_F(Storm, NothingIsOlderThanItsBound) {
   });
   report(counts);
   expect_coherent();
+  expect_audited();
   EXPECT_GT(load_->counts.near.load(), 0U);
   EXPECT_GT(load_->counts.engine.load(), 0U);
 }
