@@ -145,8 +145,8 @@ class Transaction {
 };
 
 struct Capabilities {
-  std::string kind;           // "sqlite"
-  bool snapshots = false;     // Loaded::snapshot is known()
+  std::string kind;        // "sqlite"
+  bool snapshots = false;  // Loaded::snapshot is known()
   // A bound text takes the type that the statement wants: so numbers and booleans of JSON are bound
   // as they were written, with every digit.
   bool typed_texts = false;

@@ -308,23 +308,29 @@ void Examiner::publication(const Reply& reply) {
                            .needs = std::move(needs)});
 }
 
+template <class T>
+using Work = std::function<Task<Result<T>>(Connection&)>;
+
+template <class T>
+Task<void> connect_and_run(const std::string& url, TimeUs deadline, const Work<T>& work,
+                           net::Runtime& runtime, Result<T>& outcome) {
+  Connection::Settings none;
+  auto db = co_await Connection::connect(url, std::move(none), deadline);
+  if (db)
+    outcome = co_await work(**db);
+  else
+    outcome = std::unexpected(db.error());
+  runtime.stop();
+}
+
 // Connects, and runs `work` with the connection, on a loop of its own.
 template <class T>
-Result<T> with_connection(const std::string& url, TimeUs deadline,
-                          const std::function<Task<Result<T>>(Connection&)>& work) {
+Result<T> with_connection(const std::string& url, TimeUs deadline, const Work<T>& work) {
   const auto runtime = net::Runtime::create(1);
   Result<T> outcome = fail(ErrorCode::internal, "nothing was done");
   TaskGroup group;
-  const auto run = [&]() -> Task<void> {
-    Connection::Settings none;
-    auto db = co_await Connection::connect(url, std::move(none), deadline);
-    if (db)
-      outcome = co_await work(**db);
-    else
-      outcome = std::unexpected(db.error());
-    runtime->stop();
-  };
-  runtime->loop(0).post([&] { group.spawn(run()); });
+  runtime->loop(0).post(
+      [&] { group.spawn(connect_and_run(url, deadline, work, *runtime, outcome)); });
   runtime->run();
   return outcome;
 }
