@@ -248,6 +248,25 @@ TEST_F(ClusterTest, AFrozenPrimaryIsLeft) {
   EXPECT_EQ(use.text({"GET", "frozen"}, route), "$1\r\n1\r\n");
 }
 
+// Callers wait for a connection to it that never comes, when the map says that another one has its
+// slots: they go there.
+TEST_F(ClusterTest, WhoWaitsForAServerThatIsReplacedFindsTheNewOne) {
+  TestUse use(url(), 2);
+  ASSERT_TRUE(eventually([&] { return use->nodes().size() == 6; }));  // it knows the map
+  const std::uint32_t slot = slot_of("t0");
+  const std::size_t frozen = owner_of(slot);
+  nodes_[frozen]->freeze();  // before anybody has connected to it
+  Load load;
+  start_load(use, load, true);
+  const auto after = use.call({"SET", "{t0}after", "v"}, {.slot = slot, .repeatable = true});
+  load.stop = true;
+  EXPECT_TRUE(eventually([&] { return load.running == 0; }));
+  nodes_[frozen]->thaw();
+  ASSERT_TRUE(after) << to_string(after.error());
+  EXPECT_EQ(after->bytes, "+OK\r\n");
+  EXPECT_EQ(load.errors, 0) << load.first_error;
+}
+
 // Before Redis 7: channels belong to no slot, and PUBLISH reaches every server.
 TEST_F(ClusterTest, WithoutShardedChannelsAnyServerWillDo) {
   TestServer old({"--cluster-enabled", "yes", "--cluster-port", std::to_string(free_port()),

@@ -32,7 +32,6 @@ Task<Result<std::shared_ptr<Connection>>> Lane::connection(TimeUs deadline) {
     if (!ended) co_return fail(ErrorCode::timeout, "no connection to " + server_->address);
     if (connection_ && !connection_->closed()) co_return connection_;
   }
-  if (stopped_) co_return fail(ErrorCode::cancelled, kShuttingDown);
   co_return std::unexpected(last_error_);
 }
 
@@ -52,6 +51,7 @@ Task<void> Lane::run(std::shared_ptr<Lane> self) {
       lane.last_error_.code = ErrorCode::engine_down;
       if (++lane.server_->failures == 1) lane.core_.log(lane.last_error_.message);
       lane.end_attempt();
+      if (lane.retired_) lane.leave();
     }
     // A connection that has answered something was a good one: the first attempt after it is not
     // delayed, and those who wait for it need not hear that there is none.
@@ -75,7 +75,9 @@ Task<void> Lane::serve(Peer peer) {
   Loop::current()->cancel(std::exchange(timer_, 0));
   connection_ = nullptr;
   lost(why);
-  if (connection->answers() > 0 && !stopped_) {
+  if (retired_ && !stopped_) {
+    leave();
+  } else if (connection->answers() > 0 && !stopped_) {
     backoff_.reset();
     begin_attempt();  // before anybody hears of the loss: who may try again waits for this
   } else {
@@ -106,7 +108,7 @@ void Lane::tick() {
   timer_ = 0;
   if (!connection_) return;
   if (retired_ && connection_->in_flight() == 0) {
-    stop();
+    leave();
     return;
   }
   const DurationUs silent = connection_->probe();
@@ -122,17 +124,25 @@ void Lane::tick() {
                                     [this] { tick(); });
 }
 
-void Lane::stop() {
-  stopped_ = true;
-  last_error_ = Error{ErrorCode::cancelled, kShuttingDown, {}};
-  stopping_->notify();
-  end_attempt();
-  if (connection_) connection_->close();
-}
+void Lane::stop() { end({ErrorCode::cancelled, kShuttingDown, {}}); }
 
 void Lane::retire() {
   retired_ = true;
-  if (!connection_) stop();
+  if (!connection_) leave();
+}
+
+// Who waits for it has somewhere else to go: the client goes on.
+void Lane::leave() {
+  end({ErrorCode::engine_down, server_->address + " does not belong to the engine any more",
+       "redis"});
+}
+
+void Lane::end(Error why) {
+  stopped_ = true;
+  last_error_ = std::move(why);
+  stopping_->notify();
+  end_attempt();
+  if (connection_) connection_->close();
 }
 
 void Lane::reconnect() {

@@ -28,9 +28,10 @@ class Lane : public std::enable_shared_from_this<Lane> {
   // The connection, or why there is none. Waits for the attempt that is under way, no longer.
   Task<Result<std::shared_ptr<Connection>>> connection(TimeUs deadline);
 
-  // Closes. What is under way ends with engine_down.
+  // Closes. What is under way ends with engine_down, who waits for a connection with cancelled.
   void stop();
-  // The same when nothing is under way any more.
+  // The server left the map: closes when nothing is under way any more, and does not connect again.
+  // Who waits for a connection gets engine_down, for he may find another server.
   void retire();
   // Closes the connection that there is, so that the next one shows what the server is now.
   void reconnect();
@@ -45,6 +46,8 @@ class Lane : public std::enable_shared_from_this<Lane> {
   void begin_attempt();
   void end_attempt();
   void tick();
+  void leave();
+  void end(Error why);
 
   Core& core_;
   std::shared_ptr<Server> server_;
