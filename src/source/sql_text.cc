@@ -95,7 +95,15 @@ class Scanner {
   }
 
   Result<void> placeholder() {
-    const std::size_t begin = at_++;
+    const std::size_t begin = at_;
+    // What takes its place would become part of the word: id$1 is a name in PostgreSQL.
+    if (word_before())
+      return fail(
+          ErrorCode::config,
+          fmt::format("the placeholder at byte {} follows a word: put a blank before it, or, "
+                      "if it is none (as in a slice), behind the colon",
+                      begin + 1));
+    ++at_;
     while (is_letter(peek()) || is_digit(peek())) ++at_;
     if (static_cast<unsigned char>(peek()) >= 0x80 || peek() == '$')
       return fail(

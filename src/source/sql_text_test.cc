@@ -81,6 +81,14 @@ TEST(SqlText, RefusesNothingManyAndTooLong) {
               HasSubstr("longer than"));
 }
 
+// Its number would become part of it: id$1 is a name in PostgreSQL, and $$ begins a string.
+TEST(SqlText, RefusesAPlaceholderRightBehindAWord) {
+  for (const char* sql :
+       {"SELECT id:a", "SELECT 1:a", "SELECT a$:a", "SELECT $:a", "SELECT \xC3\xA4:a"})
+    for (const Dialect dialect : {Dialect::sqlite, Dialect::postgres, Dialect::mariadb})
+      EXPECT_THAT(error_of(sql, dialect), HasSubstr("put a blank before it")) << sql;
+}
+
 TEST(SqlText, ColonsThatAreNothing) {
   const auto sql = SqlText::parse("SELECT a : b, :1, : x, ':' :: y, :: z:");
   ASSERT_TRUE(sql);
@@ -89,7 +97,7 @@ TEST(SqlText, ColonsThatAreNothing) {
 
 TEST(SqlText, Dialects) {
   const auto slice =
-      SqlText::parse("SELECT a[:i], $$ :n $$, $t$ :n $$ $t$, E'\\':n', c$d$:e", Dialect::postgres);
+      SqlText::parse("SELECT a[:i], $$ :n $$, $t$ :n $$ $t$, E'\\':n', c$d$ :e", Dialect::postgres);
   ASSERT_TRUE(slice);
   EXPECT_THAT(slice->names(), ElementsAre("i", "e"));
   const auto maria = SqlText::parse("SELECT 'a\\':n', `x`, :y # :z\n, [:w]", Dialect::mariadb);

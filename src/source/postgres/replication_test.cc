@@ -79,7 +79,8 @@ TEST(Widen, NearestToWhatIsKnown) {
 }
 
 TEST(Heartbeat, Text) {
-  const auto parsed = parse_heartbeat(heartbeat_text("me", 123) + "456");
+  const std::string text = heartbeat_text("me", 123) + "456";
+  const auto parsed = parse_heartbeat(text);
   ASSERT_TRUE(parsed);
   EXPECT_EQ(parsed->token, "me");
   EXPECT_EQ(parsed->at, 123);
