@@ -44,8 +44,8 @@ Error server_error(unsigned number, std::string_view message) {
     case 1205:  // ER_LOCK_WAIT_TIMEOUT
     case 1213:  // ER_LOCK_DEADLOCK
     case 1614:  // ER_XA_RBDEADLOCK
-    case kDefinitionChanged: return is(ErrorCode::source_down,
-                                       "other transactions were in the way; repeat it");
+    case kDefinitionChanged:
+      return is(ErrorCode::source_down, "other transactions were in the way; repeat it");
     case kReadOnlyServer:
       if (!message.contains("read-only") && !message.contains("read_only")) break;
       return is(ErrorCode::source_down,
@@ -256,8 +256,8 @@ Task<Result<void>> Connection::drive(Step step, TimeUs deadline) {
         co_return fail(ErrorCode::cancelled, "the wait for the server was interrupted", "mariadb");
       co_return fail(ErrorCode::timeout, "");
     }
-    waits_for = resume(step, (ready.readable ? MYSQL_WAIT_READ : 0) |
-                                 (ready.writable ? MYSQL_WAIT_WRITE : 0));
+    waits_for = resume(
+        step, (ready.readable ? MYSQL_WAIT_READ : 0) | (ready.writable ? MYSQL_WAIT_WRITE : 0));
   }
   co_return Result<void>();
 }

@@ -28,7 +28,7 @@
 namespace larder::source::mariadb {
 
 // Numbers of errors that more than one place asks for.
-inline constexpr unsigned kNoSuchPrepared = 1243;    // a statement that a pooler has lost
+inline constexpr unsigned kNoSuchPrepared = 1243;     // a statement that a pooler has lost
 inline constexpr unsigned kDefinitionChanged = 1412;  // a table is younger than the snapshot
 inline constexpr unsigned kReadOnlyServer = 1290;
 
@@ -143,8 +143,8 @@ class Connection {
   std::unique_ptr<net::Readiness> readiness_;
   Loop* loop_ = nullptr;
   std::string name_;
-  Url url_;        // while it connects
-  Target target_;  // likewise
+  Url url_;          // while it connects
+  Target target_;    // likewise
   std::string sql_;  // while it is sent
   bool connected_ = false;
   bool owes_ = false;  // the reply to what was sent and forgotten
