@@ -85,8 +85,12 @@ using SessionPool = Pool<Session>;
 // A connection that blocks, for the start.
 class Setup {
  public:
+  struct CloseStatement {
+    void operator()(MYSQL_STMT* statement) const { mysql_stmt_close(statement); }
+  };
   struct Described {
-    Reply columns;  // without rows
+    std::unique_ptr<MYSQL_STMT, CloseStatement> statement;  // which `columns` belong to
+    Reply columns;                                          // without rows
     std::size_t parameters = 0;
   };
   static Result<std::unique_ptr<Setup>> open(const std::string& url);

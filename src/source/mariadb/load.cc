@@ -157,7 +157,7 @@ Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> 
     load.which.push_back(i);
     load.params.push_back(std::move(*literals));
   }
-  if (load.which.empty() && !keys.empty()) co_return std::move(load.out);
+  if (load.which.empty()) co_return std::move(load.out);
   auto lease = co_await pool_->take(deadline);
   if (!lease) {
     note(&lease.error(), lease.error().code == ErrorCode::source_down);

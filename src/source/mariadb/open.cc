@@ -99,10 +99,7 @@ Result<Reply> Setup::query(const std::string& sql) {
 }
 
 Result<Setup::Described> Setup::describe(const std::string& sql) {
-  struct CloseStatement {
-    void operator()(MYSQL_STMT* statement) const { mysql_stmt_close(statement); }
-  };
-  const std::unique_ptr<MYSQL_STMT, CloseStatement> statement(mysql_stmt_init(mysql_.get()));
+  std::unique_ptr<MYSQL_STMT, CloseStatement> statement(mysql_stmt_init(mysql_.get()));
   if (!statement) return fail(ErrorCode::out_of_memory, "no memory for a statement", "mariadb");
   if (mysql_stmt_prepare(statement.get(), sql.data(), sql.size()) != 0) {
     const unsigned number = mysql_stmt_errno(statement.get());
@@ -111,8 +108,10 @@ Result<Setup::Described> Setup::describe(const std::string& sql) {
     return std::unexpected(server_error(number, mysql_stmt_error(statement.get())));
   }
   MYSQL_RES* const columns = mysql_stmt_result_metadata(statement.get());
-  return Described{.columns = columns ? Reply::of_rows(columns, 0) : Reply::of_count(0),
-                   .parameters = mysql_stmt_param_count(statement.get())};
+  const std::size_t parameters = mysql_stmt_param_count(statement.get());
+  return Described{.statement = std::move(statement),
+                   .columns = columns ? Reply::of_rows(columns, 0) : Reply::of_count(0),
+                   .parameters = parameters};
 }
 
 // ---- Impl ----
