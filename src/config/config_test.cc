@@ -595,7 +595,7 @@ TEST(Secrets, AreNeverPrinted) {
            "[source.a]\nurl = \"oracle://app:hunter2@db/x\"\n",
            "[source.a]\nurl = \"postgresql://app:hunter2@db:port/x\"\n",
            "[source.a]\nurl = \"postgresql://app:hunter2%zz@db/x\"\n",
-           "[source.a]\nurl = \"mysql://app:hunt@hunter2@db/x\"\n",
+           "[source.a]\nurl = \"mysql://app:hunt@hunter2@db:port/x\"\n",
            "[source.a]\nurl = \"postgresql://db/x?user=a&password=hunter2&x=y\"\n",
            "[source.a]\nurl = \"${URL}\"\n",
            "[source.a]\nurl = \"file:/url\"\n",

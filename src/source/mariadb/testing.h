@@ -162,8 +162,8 @@ class Server {
         program("mariadbd"), "--no-defaults", "--datadir=" + (folder_ / "data"),
         "--socket=" + socket(), "--port=" + std::to_string(port_), "--bind-address=127.0.0.1",
         "--pid-file=" + (folder_ / "pid"), "--tmpdir=" + (folder_ / "."),
-        // Not durable, and with all that a feed of its log needs.
-        "--innodb-flush-log-at-trx-commit=0", "--sync-binlog=0", "--innodb-doublewrite=0",
+        // Durable as far as the system lives, and with all that a feed of its log needs.
+        "--innodb-flush-log-at-trx-commit=2", "--sync-binlog=0", "--innodb-doublewrite=0",
         "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M", "--key-buffer-size=1M",
         "--aria-pagecache-buffer-size=8M", "--log-bin=binlog", "--binlog-format=ROW",
         "--binlog-row-image=FULL", "--server-id=7", "--gtid-strict-mode=1", "--skip-name-resolve",
