@@ -23,12 +23,20 @@ std::string one_line(std::string_view message) {
   return std::string(message.substr(0, kMostMessage));
 }
 
+// ER_OPTION_PREVENTS_STATEMENT names the option; ER_READ_ONLY_MODE.
+bool is_read_only(unsigned number, std::string_view message) {
+  return number == 1836 || (number == 1290 && message.contains("read-only"));
+}
+
 Error server_error(unsigned number, std::string_view message) {
   std::string text = fmt::format("{} (error {})", one_line(message), number);
   const auto is = [&](ErrorCode code, std::string_view advice = {}) {
     if (!advice.empty()) text += fmt::format(": {}", advice);
     return Error{code, std::move(text), "mariadb"};
   };
+  if (is_read_only(number, message))
+    return is(ErrorCode::source_down,
+              "this is a replica or read-only: name the primary in the url, or before it");
   switch (number) {
     case 1969:  // ER_STATEMENT_TIMEOUT
     case 1317:  // ER_QUERY_INTERRUPTED: KILL QUERY
@@ -46,13 +54,6 @@ Error server_error(unsigned number, std::string_view message) {
     case 1614:  // ER_XA_RBDEADLOCK
     case kDefinitionChanged:
       return is(ErrorCode::source_down, "other transactions were in the way; repeat it");
-    case kReadOnlyServer:
-      if (!message.contains("read-only") && !message.contains("read_only")) break;
-      return is(ErrorCode::source_down,
-                "this is a replica or read-only: name the primary in the url, or before it");
-    case 1836:  // ER_READ_ONLY_MODE
-      return is(ErrorCode::source_down,
-                "this is a replica or read-only: name the primary in the url, or before it");
     case 1053:  // ER_SERVER_SHUTDOWN
     case 1077:  // ER_NORMAL_SHUTDOWN
     case 1079:  // ER_SHUTDOWN_COMPLETE

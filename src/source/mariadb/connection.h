@@ -30,7 +30,6 @@ namespace larder::source::mariadb {
 // Numbers of errors that more than one place asks for.
 inline constexpr unsigned kNoSuchPrepared = 1243;     // a statement that a pooler has lost
 inline constexpr unsigned kDefinitionChanged = 1412;  // a table is younger than the snapshot
-inline constexpr unsigned kReadOnlyServer = 1290;
 
 // What came of one statement: rows, a count, or the server's error. Views live as long as this.
 class Reply {
@@ -169,5 +168,8 @@ std::string one_line(std::string_view message);
 
 // An error that the server has answered, by its number.
 Error server_error(unsigned number, std::string_view message);
+
+// Does it say that nothing may be written on this server?
+bool is_read_only(unsigned number, std::string_view message);
 
 }  // namespace larder::source::mariadb

@@ -14,6 +14,7 @@
 #include "source/mariadb/numbers.h"
 #include "source/mariadb/values.h"
 #include "source/pool.h"
+#include "source/reporting.h"
 #include "source/row_json.h"
 #include "source/sql_text.h"
 
@@ -144,11 +145,7 @@ class Impl final : public MariadbSource {
   Result<void> check_load(Setup& db, const LoadStatement& spec);
   Result<void> check_watched(Setup& db, const WatchedTable& table);
   Task<Result<std::unique_ptr<Session>>> open_session(TimeUs deadline);
-  void register_metrics();
   void end_setup() LARDER_EXCLUDES(setup_mutex_);
-  // Remembers whether the source works, says so when that changes. `error`: null, or why it is
-  // `down`.
-  void note(const Error* error, bool down);
 
   // load.cc; on the session's loop
   Task<Result<void>> load_on(Session& session, Load& load);
@@ -168,15 +165,13 @@ class Impl final : public MariadbSource {
                                  TimeUs deadline);
 
   const Options options_;
+  const QueryMetrics metrics_;
+  Health health_;
   Url url_;
   Capabilities capabilities_;
   std::uint64_t salt_ = 0;  // of this process
   Numbers numbers_;
   std::unordered_map<std::uint32_t, LoadPlan> plans_;
-  obs::Counter* loads_ = nullptr;
-  obs::Counter* writes_ = nullptr;
-  obs::Histogram* seconds_ = nullptr;
-  std::atomic<bool> works_{true};
   std::atomic<std::uint64_t> round_trips_{0};
   std::atomic<std::uint64_t> sessions_{0};  // opened so far
 

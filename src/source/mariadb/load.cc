@@ -160,7 +160,7 @@ Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> 
   if (load.which.empty()) co_return std::move(load.out);
   auto lease = co_await pool_->take(deadline);
   if (!lease) {
-    note(&lease.error(), lease.error().code == ErrorCode::source_down);
+    health_.note(&lease.error(), lease.error().code == ErrorCode::source_down);
     co_return std::unexpected(lease.error());
   }
   Session& session = **lease;
@@ -169,7 +169,7 @@ Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> 
   const bool down = session.broken() && !done && done.error().code == ErrorCode::source_down;
   lease->give_back();
   co_await resume_on(*home);
-  note(done ? nullptr : &done.error(), down);
+  health_.note(done ? nullptr : &done.error(), down);
   if (!done) co_return std::unexpected(done.error());
   co_return std::move(load.out);
 }
@@ -201,12 +201,12 @@ Task<Result<void>> Impl::load_once(Session& session, Load& load, bool& again) {
     Places places;
     Script script =
         script_of(session, load, follow, first ? doubts : std::vector<Numbers::Doubt>(), places);
-    if (loads_) loads_->add();
+    if (metrics_.loads) metrics_.loads->add();
     const TimeUs sent = monotonic_now_us();
     if (first) load.out.as_of = sent;
     auto ran = co_await run(session, script, load.deadline);
     const DurationUs took = monotonic_now_us() - sent;
-    if (seconds_) seconds_->record(took);
+    if (metrics_.seconds) metrics_.seconds->record(took);
     if (!ran) co_return std::unexpected(ran.error());
     load.out.took_us += took;
     std::vector<Reply> replies = std::move(*ran);

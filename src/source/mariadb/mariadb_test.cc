@@ -420,6 +420,17 @@ TEST_F(MariadbTest, ALoadBesideAnOpenTransactionSeesItInProgress) {
   EXPECT_NE(after->snapshot.source_id, 0U);
 }
 
+TEST_F(MariadbTest, WhatIsNotCommittedIsNotSeenWhateverTheServersDefault) {
+  other_->exec("SET GLOBAL tx_isolation = 'READ-UNCOMMITTED'");
+  open_items();
+  other_->exec("BEGIN");
+  other_->exec("UPDATE item SET name = 'never' WHERE id = 1");
+  EXPECT_EQ(load_one(), R"({"id":1,"name":"one"})");
+  EXPECT_EQ(load({id_of(1), id_of(2)})->rows[0]->value, R"({"id":1,"name":"one"})");
+  other_->exec("ROLLBACK");
+  other_->exec("SET GLOBAL tx_isolation = DEFAULT");
+}
+
 TEST_F(MariadbTest, WithoutAFeedAFleetIsToldOfNoSnapshots) {
   Options given = options({{0, "SELECT id, name FROM item WHERE id = :id", {}, {"id"}, {}}});
   given.feed_for = FeedFor::fleet;

@@ -14,26 +14,6 @@ constexpr unsigned long kOldestServer = 100300;  // EXECUTE ... USING takes expr
 // A transaction of a node that is gone without a word gives its locks back after this.
 constexpr int kLongestHoldSeconds = 60;
 
-std::string shortened(std::string_view sql) {
-  constexpr std::size_t kMost = 100;
-  std::string out;
-  for (const char c : sql) {
-    const bool blank = c == ' ' || c == '\n' || c == '\t' || c == '\r';
-    if (blank && (out.empty() || out.back() == ' ')) continue;
-    out += blank ? ' ' : c;
-    if (out.size() >= kMost) return out + "...";
-  }
-  return out;
-}
-
-// Whatever fails while statements are checked is an error of the configuration.
-Error config_error(const Error& error, std::string_view what) {
-  const bool wrong = error.code == ErrorCode::source_refused || error.code == ErrorCode::config ||
-                     error.code == ErrorCode::too_large;
-  return {wrong ? ErrorCode::config : error.code, fmt::format("{}: {}", what, error.message),
-          "mariadb"};
-}
-
 std::string too_old(unsigned long version) {
   return fmt::format("the server is MariaDB (or MySQL) {}.{}, Larder needs MariaDB 10.3 or newer",
                      version / 10'000, version / 100 % 100);
@@ -127,7 +107,10 @@ Result<std::unique_ptr<MariadbSource>> open_mariadb(const Options& options) {
   return source;
 }
 
-Impl::Impl(const Options& options) : options_(options) {}
+Impl::Impl(const Options& options)
+    : options_(options),
+      metrics_(QueryMetrics::of(options.metrics, options.name)),
+      health_(options.name, options.log) {}
 
 Impl::~Impl() {
   if (options_.metrics) options_.metrics->remove_callbacks(this);
@@ -136,17 +119,18 @@ Impl::~Impl() {
 Result<void> Impl::open() {
   const std::string where = fmt::format("source \"{}\"", options_.name);
   auto url = Url::parse(options_.url);
-  if (!url) return std::unexpected(config_error(url.error(), where));
+  if (!url) return std::unexpected(config_error(url.error(), where, "mariadb"));
   url_ = std::move(*url);
   auto setup = Setup::open(options_.url);
-  if (!setup) return std::unexpected(config_error(setup.error(), where));
+  if (!setup) return std::unexpected(config_error(setup.error(), where, "mariadb"));
   for (const LoadStatement& spec : options_.statements)
     if (auto checked = check_load(**setup, spec); !checked)
       return std::unexpected(config_error(
-          checked.error(), fmt::format("{}, load statement `{}`", where, shortened(spec.sql))));
+          checked.error(), fmt::format("{}, load statement `{}`", where, shortened_sql(spec.sql)),
+          "mariadb"));
   for (const WatchedTable& table : options_.watched)
     if (auto checked = check_watched(**setup, table); !checked)
-      return std::unexpected(config_error(checked.error(), where));
+      return std::unexpected(config_error(checked.error(), where, "mariadb"));
   // Our numbers are this process's own: they order nothing for nodes that share an engine.
   capabilities_ = {.kind = "mariadb",
                    .snapshots = options_.feed_for == FeedFor::node,
@@ -156,7 +140,6 @@ Result<void> Impl::open() {
                        "others show when an entry's ttl ends, or by LARDER.INVALIDATE"};
   std::random_device device;
   salt_ = (std::uint64_t{device()} << 32U) | device();
-  register_metrics();
   pool_ = std::make_unique<SessionPool>(
       SessionPool::Options{.name = options_.name,
                            .most = std::max(1U, options_.pool),
@@ -164,47 +147,17 @@ Result<void> Impl::open() {
                            .backoff = {.first_us = 20 * kMillisecond, .most_us = 1 * kSecond},
                            .seed = salt_},
       [this](TimeUs deadline) { return open_session(deadline); });
+  if (options_.metrics) show_pool(*options_.metrics, options_.name, *pool_, this);
   const MutexLock lock(setup_mutex_);
   setup_ = std::move(*setup);
   set_up_ = true;
   return {};
 }
 
-void Impl::register_metrics() {
-  if (!options_.metrics) return;
-  obs::Registry& metrics = *options_.metrics;
-  const obs::Labels source = {{"source", options_.name}};
-  const auto op = [&](const char* name) {
-    return &metrics.counter("larder_source_queries_total",
-                            {{"source", options_.name}, {"op", name}},
-                            "Statements sent to the source.");
-  };
-  loads_ = op("load");
-  writes_ = op("write");
-  seconds_ = &metrics.histogram("larder_source_seconds", source,
-                                "Time that the source took for a load or a write.");
-  const auto gauge = [&](const char* name, const char* help,
-                         std::size_t (SessionPool::*read)() const) {
-    metrics.callback(
-        obs::Registry::Kind::gauge, name, source, help,
-        [this, read] { return static_cast<double>((pool_.get()->*read)()); }, this);
-  };
-  gauge("larder_source_connections", "Connections to the source, at most `pool`.",
-        &SessionPool::open_connections);
-  gauge("larder_source_waiting", "Loads and writes that wait for a connection, at most `queue`.",
-        &SessionPool::waiting);
-}
-
 Result<void> Impl::check_load(Setup& db, const LoadStatement& spec) {
   auto sql = SqlText::parse(spec.sql, Dialect::mariadb);
   if (!sql) return std::unexpected(sql.error());
-  for (const std::string& name : sql->names())
-    if (std::ranges::find(spec.key_params, name) == spec.key_params.end())
-      return fail(ErrorCode::config,
-                  fmt::format("the placeholder :{} is not a parameter of the key ({})", name,
-                              spec.key_params.empty()
-                                  ? "it has none"
-                                  : fmt::format("{}", fmt::join(spec.key_params, ", "))));
+  if (auto given = check_key_params(*sql, spec); !given) return given;
   if (!is_query(sql->text()))
     return fail(ErrorCode::config, "only SELECT (or WITH ... SELECT) may stand here");
   LoadPlan plan{.spec = spec, .sql = std::move(*sql), .text = {}};
@@ -268,7 +221,7 @@ Result<void> Impl::check_statement(std::string_view text) {
   }
   const auto described = setup_->describe(sql->positional());
   if (!described)
-    return std::unexpected(config_error(described.error(), "the database refuses it"));
+    return std::unexpected(config_error(described.error(), "the database refuses it", "mariadb"));
   return only_placeholders(*sql, described->parameters);
 }
 
@@ -298,6 +251,11 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
       "SET SESSION max_statement_time = {:.3f}, idle_transaction_timeout = {}, autocommit = 1",
       static_cast<double>(std::max(kMillisecond, options_.statement_timeout_us)) / kSecond,
       kLongestHoldSeconds));
+  // A load by itself is a transaction of the server's default level; this one shows what may yet be
+  // rolled back.
+  batch.add(
+      "SET SESSION tx_isolation = IF(@@tx_isolation = 'READ-UNCOMMITTED', 'READ-COMMITTED', "
+      "@@tx_isolation)");
   batch.add(fmt::format(
       "SELECT @@server_id, @@hostname, @@port, @@datadir, @@max_allowed_packet, GET_LOCK('{}', 0)",
       session->lock));
@@ -318,14 +276,5 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
 }
 
 Task<void> Impl::run_feed(TaskGroup&, ChangeSink) { co_return; }
-
-void Impl::note(const Error* error, bool down) {
-  if (error && !down) return;  // a refused statement says nothing about the database
-  const bool works = !error;
-  if (works_.load(std::memory_order_relaxed) == works) return;
-  if (works_.exchange(works) == works || !options_.log) return;
-  options_.log(fmt::format("source \"{}\": {}", options_.name,
-                           works ? std::string("works again") : error->message));
-}
 
 }  // namespace larder::source::mariadb

@@ -82,7 +82,7 @@ Task<Result<std::unique_ptr<Transaction>>> Impl::write(std::vector<Statement> st
   end_setup();
   auto taken = co_await pool_->take(deadline);
   if (!taken) {
-    note(&taken.error(), taken.error().code == ErrorCode::source_down);
+    health_.note(&taken.error(), taken.error().code == ErrorCode::source_down);
     co_return std::unexpected(taken.error());
   }
   SessionPool::Lease lease = std::move(*taken);
@@ -93,7 +93,7 @@ Task<Result<std::unique_ptr<Transaction>>> Impl::write(std::vector<Statement> st
     lease.give_back();
   }
   co_await resume_on(*home);
-  note(written ? nullptr : &written.error(), down);
+  health_.note(written ? nullptr : &written.error(), down);
   if (!written) co_return std::unexpected(written.error());
   std::unique_ptr<Transaction> transaction =
       std::make_unique<MariadbTransaction>(*this, std::move(lease), std::move(*written), deadline);
@@ -127,15 +127,15 @@ Task<Result<Impl::Written>> Impl::write_on(Session& session,
     }
     const TimeUs sent = monotonic_now_us();
     auto ran = co_await run(session, script, deadline);
-    if (writes_) writes_->add(steps.size());
-    if (seconds_) seconds_->record(monotonic_now_us() - sent);
+    if (metrics_.writes) metrics_.writes->add(steps.size());
+    if (metrics_.seconds) metrics_.seconds->record(monotonic_now_us() - sent);
     if (!ran) co_return std::unexpected(ran.error());
     std::vector<Reply> replies = std::move(*ran);
     session.note_prepared(script, replies);
     if (const Reply& last = replies.back(); !last.ok()) {
       const Error error = last.error();
       // The next session may find the primary.
-      if (error.message.contains("read-only")) session.retired = true;
+      if (is_read_only(last.error_number(), error.message)) session.retired = true;
       // A prepared statement that a pooler has lost. Nothing is done yet.
       if (again && last.error_number() == kNoSuchPrepared) {
         session.settle();
@@ -189,7 +189,7 @@ Task<Result<void>> Impl::commit(SessionPool::Lease lease, policy::TxnId number, 
   lease->settle();
   lease.give_back();
   co_await resume_on(*home);
-  note(done ? nullptr : &done.error(), down);
+  health_.note(done ? nullptr : &done.error(), down);
   co_return done;
 }
 
