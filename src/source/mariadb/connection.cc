@@ -1,10 +1,13 @@
 #include "source/mariadb/connection.h"
 
 #include <errmsg.h>
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 
+#include <algorithm>
 #include <mutex>
 
 namespace larder::source::mariadb {
@@ -12,6 +15,19 @@ namespace {
 
 constexpr std::size_t kMostMessage = 500;
 constexpr unsigned long kMostPacket = 1UL << 30;  // libmariadb's largest; the server has its own
+
+// libmariadb lets OpenSSL read and write the socket, and sometimes leaves it in blocking mode
+// behind the handshake: then a read would hold the loop until the server answers. While it
+// connects, a short time limit on the socket does what the mode should; behind it the mode itself
+// is set.
+void keep_from_blocking(int fd, bool connected) {
+  const timeval shortly = {.tv_sec = 0, .tv_usec = 1000};
+  ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &shortly, sizeof shortly);
+  ::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &shortly, sizeof shortly);
+  if (!connected) return;
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags >= 0) ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
 
 bool is_of_client(unsigned number) { return number >= CR_MIN_ERROR && number < 3000; }
 
@@ -180,6 +196,13 @@ Task<Result<void>> Connection::connect_to(const Url& url, const Target& target, 
   if (!mysql_ || mysql_options(mysql_.get(), MYSQL_OPT_NONBLOCK, nullptr) != 0)
     co_return fail(ErrorCode::out_of_memory, "no memory for a connection", "mariadb");
   set_options(mysql_.get(), url_);
+  if (url_.tls) {
+    // The handshake is the one step in which libmariadb waits by itself.
+    constexpr DurationUs kMost = 5 * kSecond;
+    const DurationUs left = std::clamp(deadline - monotonic_now_us(), kSecond, kMost);
+    const auto seconds = static_cast<unsigned int>(left / kSecond);
+    mysql_options(mysql_.get(), MYSQL_OPT_CONNECT_TIMEOUT, &seconds);
+  }
   const Result<void> done = co_await drive(Step::connect, deadline);
   if (!done && done.error().code == ErrorCode::timeout) co_return out_of_time("connecting");
   if (!done) co_return done;
@@ -193,13 +216,16 @@ Task<Result<void>> Connection::connect_to(const Url& url, const Target& target, 
                    "mariadb");
   }
   connected_ = true;
+  const Result<void> watched = watch();
   url_ = {};
-  co_return watch();
+  co_return watched;
 }
 
 Result<void> Connection::watch() {
   readiness_.reset();
-  auto opened = net::Readiness::open(mysql_get_socket(mysql_.get()));
+  const my_socket fd = mysql_get_socket(mysql_.get());
+  if (url_.tls) keep_from_blocking(fd, connected_);
+  auto opened = net::Readiness::open(fd);
   if (!opened) {
     broken_ = true;
     return fail(ErrorCode::source_down,

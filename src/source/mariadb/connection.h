@@ -2,7 +2,8 @@
 //
 // A Connection belongs to the loop on which it was opened: every call from there, one at a time;
 // destroyed there too, or when that loop does not run any more. Nothing blocks but what libmariadb
-// does itself: reading certificates, and looking up a name that a certificate must bear (url.h).
+// does itself, and that only with TLS and while it connects: reading certificates, looking up a
+// name that a certificate must bear (url.h), and the handshake (5 s at most).
 //
 // Errors: source_down (the server cannot be reached, is starting or stopping, the connection broke,
 // others were in the way), timeout (the deadline passed, or the server's max_statement_time),
