@@ -109,6 +109,13 @@ int prepare(const Options& options) {
   }
   if (spec->url.starts_with("postgres:") || spec->url.starts_with("postgresql:"))
     return prepare_postgres(*spec, *config, watched, options.dry_run);
+  if (spec->url.starts_with("mariadb:") || spec->url.starts_with("mysql:")) {
+    fmt::print(stderr,
+               "{}: this version does not read MariaDB's binary log, so that there is nothing to "
+               "prepare\n",
+               spec->display_url);
+    return kFailed;
+  }
   return prepare_sqlite(*spec, watched, options.dry_run);
 }
 

@@ -69,8 +69,10 @@ Result<source::Value> number_of(std::string_view raw, std::string_view name) {
 }
 
 Result<source::Value> value_of(const json::value& field, std::string_view raw,
-                               std::string_view name, bool typed_texts) {
-  if (typed_texts && (field.is_number() || field.is_bool())) return std::string(raw);
+                               std::string_view name, const source::Capabilities& can) {
+  const bool as_written = (field.is_number() && (can.typed_texts || can.number_texts)) ||
+                          (field.is_bool() && can.typed_texts);
+  if (as_written) return std::string(raw);
   switch (field.kind()) {
     case json::kind::null: return nullptr;
     case json::kind::bool_: return std::int64_t{field.get_bool()};
@@ -105,7 +107,8 @@ Error not_writable(const CacheSpec& spec, std::string_view what) {
 Result<source::Params> fields_of(const CacheSpec& spec, const WriteOp& op,
                                  source::Params key_params,
                                  const std::vector<std::string>& placeholders,
-                                 const std::vector<std::string_view>& parts, bool typed_texts) {
+                                 const std::vector<std::string_view>& parts,
+                                 const source::Capabilities& can) {
   if (spec.result == source::ResultShape::value) {
     key_params.push_back({"value", op.value});
     return key_params;
@@ -145,7 +148,7 @@ Result<source::Params> fields_of(const CacheSpec& spec, const WriteOp& op,
       continue;
     }
     const auto position = static_cast<std::size_t>(object.find(name) - object.begin());
-    Result<source::Value> value = value_of(*field, raw[position], name, typed_texts);
+    Result<source::Value> value = value_of(*field, raw[position], name, can);
     if (!value) return std::unexpected(value.error());
     params.push_back({name, std::move(*value)});
   }
@@ -192,7 +195,7 @@ Result<source::Statement> Node::Impl::statement_of(
   Result<source::Params> params = params_of(cache, parts);
   if (op.kind == WriteOp::Kind::set)
     params = fields_of(spec, op, std::move(*params), *placeholders, parts,
-                       sources[cache.source]->source->capabilities().typed_texts);
+                       sources[cache.source]->source->capabilities());
   if (op.kind == WriteOp::Kind::increment) params->push_back({"delta", op.delta});
   if (!params) return std::unexpected(params.error());
   statement.params = only_named(std::move(*params), *placeholders);

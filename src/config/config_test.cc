@@ -363,15 +363,24 @@ TEST(ConfigErrors, Sections) {
       {"[source.shop]\nurl = \"sqlite::memory:\"\n",
        "t:2:7: 'url' in [source.shop]: a database in memory belongs to one connection only; use a "
        "file"},
-      {"[source.shop]\nurl = \"mariadb://h/d\"\n",
-       "t:2:7: source 'mariadb' is not in this version: use \"sqlite:<path>\" or "
-       "\"postgresql://<host>/<database>\""},
+      {"[source.shop]\nurl = \"mariadb://h\"\n",
+       "t:2:7: 'url' in [source.shop]: the url names no database; write "
+       "mariadb://user:password@host:3306/database?tls=on, or "
+       "mariadb://user@/database?socket=/path"},
+      {"[source.shop]\nurl = \"mysql://h/d\"\npoll = \"1s\"\n",
+       "t:3:8: 'poll' in [source.shop]: MariaDB is not polled; leave it out"},
+      {"[source.shop]\nurl = \"mariadb://h/d\"\nquery_log = \"x\"\n",
+       "t:3:13: 'query_log' in [source.shop] is for SQLite: MariaDB writes its own, see its "
+       "general_log and slow_query_log"},
+      {"[source.shop]\nurl = \"mariadb://h/d\"\nslot_limit = \"1GiB\"\n",
+       "t:3:14: 'slot_limit' in [source.shop] is for PostgreSQL's replication slot; leave it out"},
       {"[source.shop]\nurl = \"sqlte:x\"\n",
-       "t:2:7: unknown kind of source 'sqlte': use \"sqlite:<path>\" or "
-       "\"postgresql://<host>/<database>\"; did you mean 'sqlite'?"},
+       "t:2:7: unknown kind of source 'sqlte': use \"sqlite:<path>\", "
+       "\"postgresql://<host>/<database>\" or \"mariadb://<host>/<database>\"; did you mean "
+       "'sqlite'?"},
       {"[source.shop]\nurl = \"shop.db\"\n",
-       "t:2:7: 'url' in [source.shop] has no scheme: use \"sqlite:<path>\" or "
-       "\"postgresql://<host>/<database>\""},
+       "t:2:7: 'url' in [source.shop] has no scheme: use \"sqlite:<path>\", "
+       "\"postgresql://<host>/<database>\" or \"mariadb://<host>/<database>\""},
       {"[source.shop]\nurl = \"postgresql://h:x/d\"\n",
        "t:2:7: 'url' in [source.shop]: the url names a port that is no number from 1 to 65535"},
       {"[source.shop]\nurl = \"postgresql://h/d?ssl_mode=require\"\n",
@@ -524,8 +533,9 @@ TEST(ConfigErrors, OverlappingPatternsNameEachOther) {
 TEST(ConfigErrors, AWrongSourceIsNotMissedByItsCaches) {
   EXPECT_THAT(messages("[source.shop]\nurl = \"http://x\"\n[cache.a]\nsource = \"shop\"\n"
                        "key = \"a:{x}\"\nload = \"SELECT :x\"\n"),
-              ElementsAre("t:2:7: source 'http' is not in this version: use \"sqlite:<path>\" or "
-                          "\"postgresql://<host>/<database>\""));
+              ElementsAre("t:2:7: source 'http' is not in this version: use \"sqlite:<path>\", "
+                          "\"postgresql://<host>/<database>\" or "
+                          "\"mariadb://<host>/<database>\""));
 }
 
 TEST(ConfigErrors, SqlTellsPlaceholdersFromTheRest) {
@@ -585,7 +595,7 @@ TEST(Secrets, AreNeverPrinted) {
            "[source.a]\nurl = \"oracle://app:hunter2@db/x\"\n",
            "[source.a]\nurl = \"postgresql://app:hunter2@db:port/x\"\n",
            "[source.a]\nurl = \"postgresql://app:hunter2%zz@db/x\"\n",
-           "[source.a]\nurl = \"mysql://app:hunt@hunter2@db/x\"\n",
+           "[source.a]\nurl = \"mysql://app:hunt@hunter2@db:port/x\"\n",
            "[source.a]\nurl = \"postgresql://db/x?user=a&password=hunter2&x=y\"\n",
            "[source.a]\nurl = \"${URL}\"\n",
            "[source.a]\nurl = \"file:/url\"\n",

@@ -3,20 +3,26 @@
 #include <algorithm>
 
 #include "config/sections.h"
+#include "source/mariadb/mariadb.h"
 #include "source/postgres/hosts.h"
 
 namespace larder::config {
 namespace {
 
 constexpr std::size_t kMaxName = 64;
-constexpr std::string_view kUse = "use \"sqlite:<path>\" or \"postgresql://<host>/<database>\"";
+constexpr std::string_view kUse =
+    "use \"sqlite:<path>\", \"postgresql://<host>/<database>\" or \"mariadb://<host>/<database>\"";
 
 bool is_postgres(std::string_view url) {
   return url.starts_with("postgresql://") || url.starts_with("postgres://");
 }
 
+bool is_mariadb(std::string_view url) {
+  return url.starts_with("mariadb:") || url.starts_with("mysql:");
+}
+
 void read_url(Section& s, cache::SourceSpec& spec) {
-  static const std::vector<std::string> kLater = {"mariadb", "mysql", "http", "https"};
+  static const std::vector<std::string> kLater = {"http", "https"};
   if (!s.has("url")) {
     s.missing("url", "where the data is, such as \"sqlite:shop.db\"");
     std::string ignored;
@@ -39,13 +45,17 @@ void read_url(Section& s, cache::SourceSpec& spec) {
     // What libpq says of it quotes nothing.
     if (const auto good = source::postgres::check_url(spec.url); !good)
       s.problem_at("url", fmt::format("{}: {}", s.path("url"), good.error().message));
+  } else if (is_mariadb(spec.url)) {
+    if (const auto good = source::mariadb::check_url(spec.url); !good)
+      s.problem_at("url", fmt::format("{}: {}", s.path("url"), good.error().message));
   } else if (std::ranges::find(kLater, scheme) != kLater.end()) {
     s.problem_at("url", fmt::format("source '{}' is not in this version: {}", scheme, kUse));
   } else if (scheme.empty()) {
     s.problem_at("url", fmt::format("{} has no scheme: {}", s.path("url"), kUse));
   } else {
     std::vector<std::string> all = kLater;
-    for (const char* const known : {"sqlite", "postgresql", "postgres"}) all.emplace_back(known);
+    for (const char* const known : {"sqlite", "postgresql", "postgres", "mariadb", "mysql"})
+      all.emplace_back(known);
     s.problem_at("url", fmt::format("unknown kind of source '{}': {}", scheme, kUse),
                  nearest(scheme, all));
   }
@@ -82,16 +92,19 @@ cache::SourceSpec read_source(Section& s, std::string_view name) {
     s.problem_at("poll", fmt::format("{} must be from 1ms to 1h", s.path("poll")));
   s.text("query_log", spec.query_log);
   s.size("slot_limit", spec.slot_limit_bytes);
-  if (is_postgres(spec.url)) {
+  const bool postgres = is_postgres(spec.url);
+  if (postgres || is_mariadb(spec.url)) {
+    const std::string_view kind = postgres ? "PostgreSQL" : "MariaDB";
     if (s.has("poll"))
-      s.problem_at("poll",
-                   fmt::format("{}: PostgreSQL is not polled; leave it out", s.path("poll")));
+      s.problem_at("poll", fmt::format("{}: {} is not polled; leave it out", s.path("poll"), kind));
     if (s.has("query_log"))
-      s.problem_at("query_log",
-                   fmt::format("{} is for SQLite: PostgreSQL writes its own, see its log_statement "
-                               "and log_min_duration_statement",
-                               s.path("query_log")));
-  } else if (s.has("slot_limit")) {
+      s.problem_at(
+          "query_log",
+          fmt::format("{} is for SQLite: {} writes its own, see its {}", s.path("query_log"), kind,
+                      postgres ? "log_statement and log_min_duration_statement"
+                               : "general_log and slow_query_log"));
+  }
+  if (!postgres && s.has("slot_limit")) {
     s.problem_at("slot_limit", fmt::format("{} is for PostgreSQL's replication slot; leave it out",
                                            s.path("slot_limit")));
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "cache/node.h"
+#include "source/mariadb/mariadb.h"
 #include "source/postgres/postgres.h"
 #include "source/postgres/prepare.h"
 #include "source/sqlite/sqlite.h"
@@ -58,17 +59,41 @@ Opened open_sqlite(const cache::SourceSpec& spec, const config::Config& config,
   return with_writes_checked(std::move(*opened), spec, caches);
 }
 
+// Nobody waits longer for a statement: `warm`, or the cache with the most patience.
+DurationUs longest_wait(const cache::SourceSpec& spec,
+                        const std::vector<cache::CacheSpec>& caches) {
+  DurationUs longest = 30 * kSecond;
+  for (const cache::CacheSpec& cache : caches)
+    if (cache.source == spec.name) longest = std::max(longest, cache.load_timeout_us);
+  return longest;
+}
+
+Opened open_mariadb(const cache::SourceSpec& spec, const config::Config& config,
+                    obs::Registry& metrics, Log log) {
+  const auto& caches = config.caches;
+  auto opened =
+      source::mariadb::open_mariadb({.name = spec.name,
+                                     .url = spec.url,
+                                     .pool = spec.pool,
+                                     .queue = spec.queue,
+                                     .statement_timeout_us = longest_wait(spec, caches),
+                                     .feed_for = feed_for(config),
+                                     .statements = cache::Node::load_statements(caches, spec.name),
+                                     .watched = cache::Node::watched_tables(caches, spec.name),
+                                     .metrics = &metrics,
+                                     .log = std::move(log)});
+  if (!opened) return std::unexpected(opened.error());
+  return with_writes_checked(std::move(*opened), spec, caches);
+}
+
 Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config,
                      obs::Registry& metrics, Log log) {
   const auto& caches = config.caches;
-  // Nobody waits longer: `warm`, or the cache with the most patience.
-  DurationUs longest = 30 * kSecond;
   // A bound needs several heartbeats.
   constexpr DurationUs kHeartbeat = 200 * kMillisecond;
   DurationUs heartbeat = kHeartbeat;
   for (const cache::CacheSpec& cache : caches) {
     if (cache.source != spec.name) continue;
-    longest = std::max(longest, cache.load_timeout_us);
     if (cache.bound_us > 0)
       heartbeat = std::clamp(cache.bound_us / 5, 10 * kMillisecond, heartbeat);
   }
@@ -78,7 +103,7 @@ Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config
        .url = spec.url,
        .pool = spec.pool,
        .queue = spec.queue,
-       .statement_timeout_us = longest,
+       .statement_timeout_us = longest_wait(spec, caches),
        .feed_for = feed_for(config),
        .slot = feed,
        .publication = feed,
@@ -97,6 +122,8 @@ Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config
 Opened open_source(const cache::SourceSpec& spec, const config::Config& config,
                    obs::Registry& metrics, Log log) {
   if (spec.url.starts_with("postgres")) return open_postgres(spec, config, metrics, std::move(log));
+  if (spec.url.starts_with("mariadb:") || spec.url.starts_with("mysql:"))
+    return open_mariadb(spec, config, metrics, std::move(log));
   return open_sqlite(spec, config, metrics, std::move(log));
 }
 

@@ -150,6 +150,8 @@ struct Capabilities {
   // A bound text takes the type that the statement wants: so numbers and booleans of JSON are bound
   // as they were written, with every digit.
   bool typed_texts = false;
+  // The same for numbers alone: a boolean is an integer there.
+  bool number_texts = false;
   bool feed = false;          // changes made by others are delivered to the sink
   std::string feed_rests_on;  // "triggers of larder source prepare, polled every 10ms"
   bool echoes = false;        // a feed of this node alone delivers what this node wrote itself, too

@@ -13,6 +13,7 @@ struct PostgresHarness {
   using Loop = RuntimeLoop;
   static constexpr bool kFeed = true;
   static constexpr bool kChanges = false;
+  static bool available() { return postgres::testing::Server::available(); }
 
   PostgresHarness() {
     other.exec("CREATE TABLE item(id integer PRIMARY KEY, name text, grp integer)");

@@ -15,6 +15,7 @@
 #include "source/postgres/feed.h"
 #include "source/postgres/postgres.h"
 #include "source/postgres/values.h"
+#include "source/reporting.h"
 #include "source/row_json.h"
 #include "source/sql_text.h"
 
@@ -138,12 +139,8 @@ class Impl final : public PostgresSource {
   Result<void> check_load(Setup& db, const LoadStatement& spec);
   Result<void> check_watched(Setup& db, const WatchedTable& table);
   Task<Result<std::unique_ptr<Session>>> open_session(TimeUs deadline);
-  void register_metrics();
   void end_setup() LARDER_EXCLUDES(setup_mutex_);
   Result<void> open_feed();
-  // Remembers whether the source works, says so when that changes. `error`: null, or why it is
-  // `down`.
-  void note(const Error* error, bool down);
 
   // load.cc; on the session's loop
   Result<Load> begin_load(const LoadPlan& plan, const std::vector<Params>& keys, TimeUs deadline);
@@ -166,13 +163,11 @@ class Impl final : public PostgresSource {
                                        TimeUs deadline);
 
   const Options options_;
+  const QueryMetrics metrics_;
+  Health health_;
   Capabilities capabilities_;
   ChangeReader change_reader_;
   std::unordered_map<std::uint32_t, LoadPlan> plans_;
-  obs::Counter* loads_ = nullptr;
-  obs::Counter* writes_ = nullptr;
-  obs::Histogram* seconds_ = nullptr;
-  std::atomic<bool> works_{true};
   std::atomic<std::uint64_t> round_trips_{0};
 
   Mutex layouts_mutex_;

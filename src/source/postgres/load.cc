@@ -72,7 +72,7 @@ Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> 
   if (load.which.empty() && !keys.empty()) co_return std::move(load.out);
   auto lease = co_await pool_->take(deadline);
   if (!lease) {
-    note(&lease.error(), lease.error().code == ErrorCode::source_down);
+    health_.note(&lease.error(), lease.error().code == ErrorCode::source_down);
     co_return std::unexpected(lease.error());
   }
   Session& session = **lease;
@@ -81,7 +81,7 @@ Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> 
   const bool down = session.broken() && !done && done.error().code == ErrorCode::source_down;
   lease->give_back();
   co_await resume_on(*home);
-  note(done ? nullptr : &done.error(), down);
+  health_.note(done ? nullptr : &done.error(), down);
   if (!done) co_return std::unexpected(done.error());
   co_return std::move(load.out);
 }
@@ -101,11 +101,11 @@ Task<Result<void>> Impl::load_on(Session& session, Load& load) {
     std::vector<std::size_t> at;  // where the keys' replies are
     std::optional<std::size_t> prepare;
     std::vector<Command> commands = commands_of(session, load, form, at, prepare);
-    if (loads_) loads_->add();
+    if (metrics_.loads) metrics_.loads->add();
     const TimeUs sent = monotonic_now_us();
     auto replies = co_await run(session, std::move(commands), load.deadline);
     const DurationUs took = monotonic_now_us() - sent;
-    if (seconds_) seconds_->record(took);
+    if (metrics_.seconds) metrics_.seconds->record(took);
     if (!replies) co_return std::unexpected(replies.error());
     load.out.took_us += took;
     if (prepare) {

@@ -13,26 +13,6 @@ constexpr int kChecksConnections = 140000;  // client_connection_check_interval
 // A transaction of a node that is gone without a word gives its locks back after this.
 constexpr std::string_view kLongestHold = "60000";
 
-std::string shortened(std::string_view sql) {
-  constexpr std::size_t kMost = 100;
-  std::string out;
-  for (const char c : sql) {
-    const bool blank = c == ' ' || c == '\n' || c == '\t' || c == '\r';
-    if (blank && (out.empty() || out.back() == ' ')) continue;
-    out += blank ? ' ' : c;
-    if (out.size() >= kMost) return out + "...";
-  }
-  return out;
-}
-
-// Whatever fails while statements are checked is an error of the configuration.
-Error config_error(const Error& error, std::string_view what) {
-  const bool wrong = error.code == ErrorCode::source_refused || error.code == ErrorCode::config ||
-                     error.code == ErrorCode::too_large;
-  return {wrong ? ErrorCode::config : error.code, fmt::format("{}: {}", what, error.message),
-          "postgres"};
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Setup>> Setup::open(const std::string& url) {
@@ -82,7 +62,10 @@ Result<std::unique_ptr<PostgresSource>> open_postgres(const Options& options) {
   return source;
 }
 
-Impl::Impl(const Options& options) : options_(options) {}
+Impl::Impl(const Options& options)
+    : options_(options),
+      metrics_(QueryMetrics::of(options.metrics, options.name)),
+      health_(options.name, options.log) {}
 
 Impl::~Impl() {
   if (options_.metrics) options_.metrics->remove_callbacks(this);
@@ -91,21 +74,21 @@ Impl::~Impl() {
 Result<void> Impl::open() {
   const std::string where = fmt::format("source \"{}\"", options_.name);
   auto setup = Setup::open(options_.url);
-  if (!setup) return std::unexpected(config_error(setup.error(), where));
+  if (!setup) return std::unexpected(config_error(setup.error(), where, "postgres"));
   for (const LoadStatement& spec : options_.statements)
     if (auto checked = check_load(**setup, spec); !checked)
       return std::unexpected(config_error(
-          checked.error(), fmt::format("{}, load statement `{}`", where, shortened(spec.sql))));
+          checked.error(), fmt::format("{}, load statement `{}`", where, shortened_sql(spec.sql)),
+          "postgres"));
   for (const WatchedTable& table : options_.watched)
     if (auto checked = check_watched(**setup, table); !checked)
-      return std::unexpected(config_error(checked.error(), where));
+      return std::unexpected(config_error(checked.error(), where, "postgres"));
   capabilities_ = {.kind = "postgres", .snapshots = true, .typed_texts = true};
   if (auto looked = open_feed(); !looked)
-    return std::unexpected(config_error(looked.error(), where));
+    return std::unexpected(config_error(looked.error(), where, "postgres"));
   // Nodes that share an engine judge by snapshots only what the feed has told them; without one
   // nobody could begin an epoch of this server.
   capabilities_.snapshots = capabilities_.feed || options_.feed_for == FeedFor::node;
-  register_metrics();
   pool_ = std::make_unique<SessionPool>(
       SessionPool::Options{
           .name = options_.name,
@@ -114,6 +97,7 @@ Result<void> Impl::open() {
           .backoff = {.first_us = 20 * kMillisecond, .most_us = 1 * kSecond},
           .seed = static_cast<std::uint64_t>(monotonic_now_us()) ^ hash_bytes(options_.name)},
       [this](TimeUs deadline) { return open_session(deadline); });
+  if (options_.metrics) show_pool(*options_.metrics, options_.name, *pool_, this);
   const MutexLock lock(setup_mutex_);
   setup_ = std::move(*setup);
   set_up_ = true;
@@ -155,41 +139,10 @@ Result<void> Impl::open_feed() {
   return {};
 }
 
-void Impl::register_metrics() {
-  if (!options_.metrics) return;
-  obs::Registry& metrics = *options_.metrics;
-  const obs::Labels source = {{"source", options_.name}};
-  const auto op = [&](const char* name) {
-    return &metrics.counter("larder_source_queries_total",
-                            {{"source", options_.name}, {"op", name}},
-                            "Statements sent to the source.");
-  };
-  loads_ = op("load");
-  writes_ = op("write");
-  seconds_ = &metrics.histogram("larder_source_seconds", source,
-                                "Time that the source took for a load or a write.");
-  const auto gauge = [&](const char* name, const char* help,
-                         std::size_t (SessionPool::*read)() const) {
-    metrics.callback(
-        obs::Registry::Kind::gauge, name, source, help,
-        [this, read] { return static_cast<double>((pool_.get()->*read)()); }, this);
-  };
-  gauge("larder_source_connections", "Connections to the source, at most `pool`.",
-        &SessionPool::open_connections);
-  gauge("larder_source_waiting", "Loads and writes that wait for a connection, at most `queue`.",
-        &SessionPool::waiting);
-}
-
 Result<void> Impl::check_load(Setup& db, const LoadStatement& spec) {
   auto sql = SqlText::parse(spec.sql, Dialect::postgres);
   if (!sql) return std::unexpected(sql.error());
-  for (const std::string& name : sql->names())
-    if (std::ranges::find(spec.key_params, name) == spec.key_params.end())
-      return fail(ErrorCode::config,
-                  fmt::format("the placeholder :{} is not a parameter of the key ({})", name,
-                              spec.key_params.empty()
-                                  ? "it has none"
-                                  : fmt::format("{}", fmt::join(spec.key_params, ", "))));
+  if (auto given = check_key_params(*sql, spec); !given) return given;
   LoadPlan plan{.spec = spec, .sql = std::move(*sql), .text = {}};
   plan.text = plan.sql.numbered(0, '$');
   const auto described = db.describe(plan.text);
@@ -260,7 +213,7 @@ Result<void> Impl::check_statement(std::string_view text) {
   const auto prepared = setup_->query("PREPARE larder_check AS\n" + sql->numbered(0, '$'));
   if (!prepared) {
     const bool syntax = prepared.error().message.find("42601") != std::string::npos;
-    Error error = config_error(prepared.error(), "the database refuses it");
+    Error error = config_error(prepared.error(), "the database refuses it", "postgres");
     if (syntax) error.message += ": only SELECT, INSERT, UPDATE, DELETE and MERGE may stand here";
     return std::unexpected(std::move(error));
   }
@@ -308,15 +261,6 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
 
 Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
   if (feed_) co_await feed_->run(group, std::move(sink));
-}
-
-void Impl::note(const Error* error, bool down) {
-  if (error && !down) return;  // a refused statement says nothing about the database
-  const bool works = !error;
-  if (works_.load(std::memory_order_relaxed) == works) return;
-  if (works_.exchange(works) == works || !options_.log) return;
-  options_.log(fmt::format("source \"{}\": {}", options_.name,
-                           works ? std::string("works again") : error->message));
 }
 
 }  // namespace larder::source::postgres

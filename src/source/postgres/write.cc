@@ -95,7 +95,7 @@ Task<Result<std::unique_ptr<Transaction>>> Impl::write(std::vector<Statement> st
   end_setup();
   auto taken = co_await pool_->take(deadline);
   if (!taken) {
-    note(&taken.error(), taken.error().code == ErrorCode::source_down);
+    health_.note(&taken.error(), taken.error().code == ErrorCode::source_down);
     co_return std::unexpected(taken.error());
   }
   SessionPool::Lease lease = std::move(*taken);
@@ -106,7 +106,7 @@ Task<Result<std::unique_ptr<Transaction>>> Impl::write(std::vector<Statement> st
     lease.give_back();
   }
   co_await resume_on(*home);
-  note(written ? nullptr : &written.error(), down);
+  health_.note(written ? nullptr : &written.error(), down);
   if (!written) co_return std::unexpected(written.error());
   std::unique_ptr<Transaction> transaction =
       std::make_unique<PostgresTransaction>(*this, std::move(lease), std::move(*written), deadline);
@@ -153,8 +153,8 @@ Task<Result<Impl::Written>> Impl::write_on(Session& session,
     if (!change_reader_.sql.empty()) commands.push_back(Command::query(change_reader_.sql));
     const TimeUs sent = monotonic_now_us();
     auto ran = co_await run(session, std::move(commands), deadline);
-    if (writes_) writes_->add(steps.size());
-    if (seconds_) seconds_->record(monotonic_now_us() - sent);
+    if (metrics_.writes) metrics_.writes->add(steps.size());
+    if (metrics_.seconds) metrics_.seconds->record(monotonic_now_us() - sent);
     if (!ran) co_return std::unexpected(ran.error());
     const std::vector<Reply> replies = std::move(*ran);
     const auto failed = std::ranges::find_if(
@@ -220,7 +220,7 @@ Task<Result<void>> Impl::commit(SessionPool::Lease lease, TimeUs deadline) {
   lease->settle();
   lease.give_back();
   co_await resume_on(*home);
-  note(done ? nullptr : &done.error(), down);
+  health_.note(done ? nullptr : &done.error(), down);
   co_return done;
 }
 

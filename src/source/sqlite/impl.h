@@ -11,6 +11,7 @@
 
 #include "base/sync.h"
 #include "net/worker_pool.h"
+#include "source/reporting.h"
 #include "source/row_json.h"
 #include "source/sql_text.h"
 #include "source/sqlite/db.h"

@@ -10,26 +10,6 @@
 namespace larder::source::sqlite {
 namespace {
 
-std::string shortened(std::string_view sql) {
-  constexpr std::size_t kMost = 100;
-  std::string out;
-  for (const char c : sql) {
-    const bool blank = c == ' ' || c == '\n' || c == '\t' || c == '\r';
-    if (blank && (out.empty() || out.back() == ' ')) continue;
-    out += blank ? ' ' : c;
-    if (out.size() >= kMost) return out + "...";
-  }
-  return out;
-}
-
-// Whatever fails while statements are checked is an error of the configuration.
-Error config_error(const Error& error, std::string_view what) {
-  const bool wrong = error.code == ErrorCode::source_refused || error.code == ErrorCode::config ||
-                     error.code == ErrorCode::too_large;
-  return {wrong ? ErrorCode::config : error.code, fmt::format("{}: {}", what, error.message),
-          error.origin.empty() ? "sqlite" : error.origin};
-}
-
 // SQLite and SqlText must see the same parameters: `?`, `?1`, `@a`, `$a` are SQLite's alone.
 Result<void> check_parameters(const Stmt& stmt, const SqlText& sql) {
   for (int i = 1; i <= stmt.parameters(); ++i) {
@@ -103,43 +83,37 @@ Result<void> Impl::open() {
   }
   const std::string where = fmt::format("source \"{}\"", options_.name);
   auto db = Connection::open(path, Connection::Mode::read);
-  if (!db) return std::unexpected(config_error(db.error(), where));
+  if (!db) return std::unexpected(config_error(db.error(), where, "sqlite"));
   (*db)->set_deadline(monotonic_now_us() + 10 * kSecond);
   if (auto begun = (*db)->exec("BEGIN"); !begun)
-    return std::unexpected(config_error(begun.error(), where));
+    return std::unexpected(config_error(begun.error(), where, "sqlite"));
   for (const LoadStatement& spec : options_.statements)
     if (auto checked = check_load(**db, spec); !checked)
       return std::unexpected(config_error(
-          checked.error(), fmt::format("{}, load statement `{}`", where, shortened(spec.sql))));
+          checked.error(), fmt::format("{}, load statement `{}`", where, shortened_sql(spec.sql)),
+          "sqlite"));
   auto prepared = examine(**db, options_.watched);
-  if (!prepared) return std::unexpected(config_error(prepared.error(), where));
+  if (!prepared) return std::unexpected(config_error(prepared.error(), where, "sqlite"));
   for (const WatchedTable& table : options_.watched)
     if (auto fits = check_affinities(**db, table); !fits)
-      return std::unexpected(config_error(fits.error(), where));
+      return std::unexpected(config_error(fits.error(), where, "sqlite"));
   prepared_ = prepared->complete;
   const Incarnation identity = renew(*file);
   if (prepared_) {
     const auto position = (*db)->query_integer(kSequenceSql);
-    if (!position) return std::unexpected(config_error(position.error(), where));
+    if (!position) return std::unexpected(config_error(position.error(), where, "sqlite"));
     const auto schema = (*db)->query_integer("PRAGMA main.schema_version");
-    if (!schema) return std::unexpected(config_error(schema.error(), where));
+    if (!schema) return std::unexpected(config_error(schema.error(), where, "sqlite"));
     feed_.position = *position;
     feed_.schema = *schema;
     feed_.columns = std::move(prepared->columns);
     feed_.generation = identity.generation;
   }
   describe();
-  if (options_.metrics) {
-    const std::string help = "Statements sent to the source.";
-    const auto op = [&](const char* name) {
-      return &options_.metrics->counter("larder_source_queries_total",
-                                        {{"source", options_.name}, {"op", name}}, help);
-    };
-    loads_ = op("load");
-    writes_ = op("write");
-    seconds_ = &options_.metrics->histogram("larder_source_seconds", {{"source", options_.name}},
-                                            "Time that the source took for a load or a write.");
-  }
+  const QueryMetrics metrics = QueryMetrics::of(options_.metrics, options_.name);
+  loads_ = metrics.loads;
+  writes_ = metrics.writes;
+  seconds_ = metrics.seconds;
   const unsigned threads = std::clamp(options_.pool, 1U, 256U);
   readers_.resize(threads);
   pool_ = std::make_unique<net::WorkerPool>(threads, options_.queue, "sqlite");
@@ -183,13 +157,7 @@ Result<void> Impl::check_load(Connection& db, const LoadStatement& spec) {
   if (auto same = check_parameters(**stmt, *sql); !same) return same;
   if (!(*stmt)->readonly())
     return fail(ErrorCode::config, "it writes; a load statement may only read");
-  for (const std::string& name : sql->names())
-    if (std::ranges::find(spec.key_params, name) == spec.key_params.end())
-      return fail(ErrorCode::config,
-                  fmt::format("the placeholder :{} is not a parameter of the key ({})", name,
-                              spec.key_params.empty()
-                                  ? "it has none"
-                                  : fmt::format("{}", fmt::join(spec.key_params, ", "))));
+  if (auto given = check_key_params(*sql, spec); !given) return given;
   std::vector<std::string> columns;
   columns.reserve(static_cast<std::size_t>((*stmt)->columns()));
   for (int i = 0; i < (*stmt)->columns(); ++i) columns.push_back((*stmt)->column_name(i));
@@ -224,15 +192,15 @@ void Impl::describe() {
 
 Result<void> Impl::check_statement(std::string_view text) {
   const std::string what =
-      fmt::format("source \"{}\", statement `{}`", options_.name, shortened(text));
+      fmt::format("source \"{}\", statement `{}`", options_.name, shortened_sql(text));
   const auto sql = SqlText::parse(text);
-  if (!sql) return std::unexpected(config_error(sql.error(), what));
+  if (!sql) return std::unexpected(config_error(sql.error(), what, "sqlite"));
   auto db = Connection::open(options_.path, Connection::Mode::read);
-  if (!db) return std::unexpected(config_error(db.error(), what));
+  if (!db) return std::unexpected(config_error(db.error(), what, "sqlite"));
   auto stmt = (*db)->prepare(sql->text(), true);
-  if (!stmt) return std::unexpected(config_error(stmt.error(), what));
+  if (!stmt) return std::unexpected(config_error(stmt.error(), what, "sqlite"));
   if (auto same = check_parameters(**stmt, *sql); !same)
-    return std::unexpected(config_error(same.error(), what));
+    return std::unexpected(config_error(same.error(), what, "sqlite"));
   return {};
 }
 
