@@ -57,8 +57,8 @@ TEST_F(FleetTest, AChangePastLarderIsSeenByAll) {
   }
 }
 
-// While no node runs, an older state of the database is put in its place: the engine holds values and a
-// position of a future that never was.
+// While no node runs, an older state of the database is put in its place: the engine holds values
+// and a position of a future that never was.
 TEST_F(FleetTest, ADatabaseThatWasPutBackIsNoticed) {
   start_engine();
   start_nodes(1);

@@ -322,8 +322,8 @@ Task<Result<FeedOrder>> Feeder::deliver(FeedBatch batch, TaskGroup& group) {
     if (!batch.everything && !beyond(batch).empty()) co_return order();
     if (!order().new_epoch && delivered_ != batch.from) co_return order();
   } else if (batch.heartbeat != 0) {
-    // Nobody but us moves A, and this is the log's end: the log is an older one than A is of, as of a
-    // database that was put back. What comes now would be taken for what is known.
+    // Nobody but us moves A, and this is the log's end: A is of another log, or of a later state of
+    // a database that was put back. What comes now would be taken for what is known.
     for (State* const state : beyond(batch)) state->known = false;
   }
   if (batch.floor) {

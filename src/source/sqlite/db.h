@@ -19,8 +19,8 @@
 
 namespace larder::source::sqlite {
 
-// Which file a path leads to. An inode is soon given to another file: the birth tells them apart, where
-// the file system knows it.
+// Which file a path leads to. An inode is soon given to another file: the birth tells them apart,
+// where the file system knows it.
 struct FileId {
   std::uint64_t device = 0;
   std::uint64_t inode = 0;
