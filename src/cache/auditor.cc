@@ -82,6 +82,7 @@ void Auditor::peek_near(const CacheRuntime& cache, const std::vector<Target>& ta
       if (fresh > policy::Freshness::revalidate) return;  // no reader would get it
       held[i][kNear] = {.digest = view.meta.negative ? 0 : hash_bytes(view.value),
                         .negative = view.meta.negative,
+                        .alone = view.meta.alone,
                         .as_of = view.meta.as_of};
     });
 }
@@ -280,15 +281,18 @@ Task<std::optional<Auditor::Suspect>> Auditor::conclude(Suspect suspect, Tally* 
   const unsigned index = suspect.target.cache;
   const CacheRuntime& cache = *node_.caches[index];
   const Metrics& metrics = metrics_[index];
-  policy::AuditQuestion question{.now = node_.now(),
-                                 .first_seen = suspect.first_seen,
-                                 .looks = suspect.looks,
-                                 .fed = cache.guarantee.fed,
-                                 .heartbeat = suspect.heartbeat,
-                                 .ages = ages_};
+  policy::AuditQuestion question{
+      .now = node_.now(),
+      .first_seen = suspect.first_seen,
+      .looks = suspect.looks,
+      .fed = cache.guarantee.fed,
+      .alone = std::ranges::none_of(suspect.held,
+                                    [](const auto& entry) { return entry && !entry->alone; }),
+      .heartbeat = suspect.heartbeat,
+      .ages = ages_};
   const bool shared = node_.engine.capabilities().shared;
   for (const auto& entry : suspect.held) {
-    if (!entry || question.proof.kind != policy::AuditProof::Kind::none) continue;
+    if (!entry || entry->alone || question.proof.kind != policy::AuditProof::Kind::none) continue;
     question.proof = policy::prove(suspect.steps, *entry, shared ? kSharedTolerance : 0);
   }
   const policy::AuditDecision decision = policy::decide(question);

@@ -33,16 +33,17 @@ Tier home_of(const CacheRuntime& cache) { return cache.spec.near ? Tier::near : 
 
 policy::Freshness Node::Impl::judge(const CacheRuntime& cache, const near::View& view, TimeUs now,
                                     SourceState source) const {
-  policy::FreshnessInput in{.now = now,
-                            .as_of = view.meta.as_of,
-                            .soft_expiry = view.meta.soft_expiry,
-                            .load_us = view.meta.load_us,
-                            .is_void = view.is_void,
-                            .heartbeat = cache.rules.bound_us && cache.guarantee.fed
-                                             ? sources[cache.source]->heartbeat_of(view.key)
-                                             : 0,
-                            .source_failed = source == SourceState::failed,
-                            .source_slow = source == SourceState::slow};
+  policy::FreshnessInput in{
+      .now = now,
+      .as_of = view.meta.as_of,
+      .soft_expiry = view.meta.soft_expiry,
+      .load_us = view.meta.load_us,
+      .is_void = view.is_void,
+      .heartbeat = cache.rules.bound_us && cache.guarantee.fed && !view.meta.alone
+                       ? sources[cache.source]->heartbeat_of(view.key)
+                       : 0,
+      .source_failed = source == SourceState::failed,
+      .source_slow = source == SourceState::slow};
   if (cache.rules.refresh_ahead) in.random = dice();
   return policy::decide(in, cache.rules);
 }

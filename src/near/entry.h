@@ -45,6 +45,7 @@ inline constexpr std::uint64_t kFilled = 1 << 4;
 inline constexpr std::uint64_t kVoided = 1 << 5;  // invalidated by key and kept for errors
 inline constexpr std::uint64_t kNegative = 1 << 6;
 inline constexpr std::uint64_t kExpires = 1 << 7;  // a plain key with an end of life
+inline constexpr std::uint64_t kAlone = kExpires;  // of a filled entry: Meta::alone
 inline constexpr unsigned kQueueShift = 8;         // 6 bits
 inline constexpr unsigned kSlackShift = 14;        // 2 bits: units too many in the block
 inline constexpr unsigned kKeyShift = 16;          // 20 bits

@@ -112,6 +112,7 @@ void Store::Shard::write(Ref block, const New& item) {
     const Meta& meta = *item.meta;
     word |= bits::kFilled;
     if (meta.negative) word |= bits::kNegative;
+    if (meta.alone) word |= bits::kAlone;
     if (!item.tags.empty()) word |= bits::kTagged;
     const std::uint64_t as_of = Entry::encode_time(meta.as_of);
     store_word(bytes + 20, static_cast<std::uint32_t>(item.ticket->generation));

@@ -63,6 +63,7 @@ struct Options {
 struct Meta {
   std::uint16_t cache_id = 0;  // 0 = plain key; else 1 + index of the declared cache
   bool negative = false;       // "the source has no such row"
+  bool alone = false;          // filled without the engine: nobody may tell of its change
   std::uint8_t tag_count = 0;
   std::uint32_t load_us = 0;    // what its load took
   DurationUs ttl_us = 0;        // as filled: for sliding expiry
@@ -357,6 +358,7 @@ inline bool Store::is_void(const Entry& entry, Hash hash) const {
     const TimeUs as_of = Entry::decode_time(when);
     view.meta = Meta{.cache_id = entry.filled_cache_id(),
                      .negative = (word & bits::kNegative) != 0,
+                     .alone = (word & bits::kAlone) != 0,
                      .tag_count = static_cast<std::uint8_t>(entry.tag_count(word)),
                      .load_us = decode_load(entry.load_took()),
                      .ttl_us = Span::decode(entry.ttl()),

@@ -17,6 +17,7 @@ TEST(Store, AnswersWhatWasFilledUntilItIsUseless) {
   Store store(small_options());
   EXPECT_FALSE(look(store, "k"));
   const Meta meta{.cache_id = 7,
+                  .alone = true,
                   .load_us = 12,
                   .ttl_us = 34,
                   .as_of = 56,
@@ -28,6 +29,8 @@ TEST(Store, AnswersWhatWasFilledUntilItIsUseless) {
   EXPECT_EQ(seen->value, "v");
   EXPECT_FALSE(seen->is_void);
   EXPECT_EQ(seen->meta.cache_id, 7);
+  EXPECT_TRUE(seen->meta.alone);
+  EXPECT_FALSE(seen->meta.negative);
   EXPECT_EQ(seen->meta.load_us, 12U);
   EXPECT_EQ(seen->meta.ttl_us, 34);
   EXPECT_EQ(seen->meta.as_of, 56);

@@ -70,6 +70,9 @@ std::string_view to_string(AuditCause cause) {
     case AuditCause::late:
       return "the feed has not delivered that much yet: the change is on its way, or the feed is "
              "silent";
+    case AuditCause::alone:
+      return "it was loaded while the engine did not answer: it lives for a moment, and no feed "
+             "answers for it";
     case AuditCause::no_feed: return "no feed tells of changes by others: it lives until its TTL";
   }
   return "?";
@@ -83,6 +86,8 @@ AuditDecision decide(const AuditQuestion& in) {
     out.cause =
         in.proof.kind == AuditProof::Kind::outlived ? AuditCause::outlived : AuditCause::unseen;
     out.violation = true;
+  } else if (in.alone) {
+    out.cause = AuditCause::alone;
   } else if (in.fed) {
     // The row had changed when the look ended. What was committed before the heartbeat is applied.
     out.violation = in.heartbeat > in.first_seen;

@@ -21,6 +21,7 @@ namespace larder::policy {
 struct AuditEntry {
   std::uint64_t digest = 0;  // of the value; 0 if negative
   bool negative = false;     // "no such row"
+  bool alone = false;        // no feed answers for it: it lives for a moment only
   TimeUs as_of = 0;
 };
 
@@ -92,6 +93,7 @@ enum class AuditCause : std::uint8_t {
   unseen,
   untold,   // the feed has delivered everything, and nothing that voids the entry
   late,     // the feed has not delivered that much yet
+  alone,    // loaded while the engine did not answer, for a moment
   no_feed,  // nobody tells the cache of changes by others
 };
 std::string_view to_string(AuditCause cause);
@@ -102,6 +104,7 @@ struct AuditQuestion {
   unsigned looks = 1;     // that have seen it differ
   AuditProof proof;
   bool fed = false;      // a feed covers what the cache is made of
+  bool alone = false;    // but not these entries
   TimeUs heartbeat = 0;  // fed: every change committed before it had been applied when the entry
                          // was last seen
   std::span<const DurationUs> ages;  // ascending, from 0

@@ -149,6 +149,19 @@ TEST(AuditDecide, WholeTable) {
         }
 }
 
+TEST(AuditDecide, NoFeedAnswersForWhatWasLoadedWithoutTheEngine) {
+  AuditQuestion question{.now = 9 * kSecond,
+                         .first_seen = kSecond,
+                         .fed = true,
+                         .heartbeat = 8 * kSecond,
+                         .ages = kAges};
+  EXPECT_TRUE(decide(question).violation);
+  question.alone = true;
+  EXPECT_FALSE(decide(question).violation);
+  EXPECT_EQ(decide(question).cause, AuditCause::alone);
+  EXPECT_EQ(decide(question).age_us, 8 * kSecond) << "it is counted all the same";
+}
+
 TEST(AuditDecide, CountsTheAgesThatItReaches) {
   const TimeUs first = 5 * kSecond;
   for (DurationUs after = 0; after < 700 * kSecond; after += 10 * kSecond) {

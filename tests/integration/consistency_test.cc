@@ -11,7 +11,6 @@ namespace larder::server {
 namespace {
 
 using engine::redis::eventually;
-using engine::redis::RedisSentinels;
 using Options = engine::redis::RedisEngine::Options;
 using Server = source::postgres::testing::Server;
 

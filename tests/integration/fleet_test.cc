@@ -57,6 +57,36 @@ TEST_F(FleetTest, AChangePastLarderIsSeenByAll) {
   }
 }
 
+// While no node runs, an older state of the database is put in its place: the engine holds values
+// and a position of a future that never was.
+TEST_F(FleetTest, ADatabaseThatWasPutBackIsNoticed) {
+  start_engine();
+  start_nodes(1);
+  get_from(0, "e:3", "near");
+  const fs::path file = dir_ / "shop.db";
+  const auto checkpoint = [&] { sql("PRAGMA wal_checkpoint(TRUNCATE)"); };
+  checkpoint();
+  fs::copy_file(file, dir_ / "backup.db");
+  for (int v = 2; v <= 20; ++v) sql("UPDATE item SET v = " + std::to_string(v) + " WHERE id = 3");
+  TestClient client(address(0));
+  const TimeUs until = monotonic_now_us() + 10 * kSecond;
+  while (version_in(get(client, "e:3").value) != 20 && monotonic_now_us() < until) {
+  }
+  ASSERT_EQ(version_in(get_from(0, "e:3", "near").value), 20);
+  nodes_.clear();
+  checkpoint();
+  // The same file, as a restoring tool would write it.
+  std::ofstream(file, std::ios::binary | std::ios::trunc)
+      << std::ifstream(dir_ / "backup.db", std::ios::binary).rdbuf();
+  start_nodes(1);
+  sql("UPDATE item SET v = 7 WHERE id = 3");
+  TestClient again(address(0));
+  const TimeUs soon = monotonic_now_us() + 10 * kSecond;
+  std::int64_t seen = 0;
+  while (seen != 7 && monotonic_now_us() < soon) seen = version_in(get(again, "e:3").value);
+  EXPECT_EQ(seen, 7);
+}
+
 TEST_F(FleetTest, TagsCachesAndKeysAreVoidEverywhere) {
   start_engine();
   start_nodes(2);

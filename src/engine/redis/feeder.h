@@ -60,6 +60,8 @@ class Feeder {
     std::uint64_t position = 0;  // A
     std::string mark;            // of an epoch that we have begun; "" = none
   };
+  // Those that have applied what comes after the batch.
+  std::vector<State*> beyond(const FeedBatch& batch);
 
   Client& client_;
   const Steps& steps_;

@@ -24,6 +24,9 @@ class FeederTest : public testing::TestWithParam<int> {
   void SetUp() override {
     if (real::find_redis().empty()) GTEST_SKIP() << "redis-server is missing";
     server_.start();
+    start_engine();
+  }
+  void start_engine() {
     use_ = std::make_unique<TestUse>("redis://" + server_.address());
     engine_ = std::make_unique<RedisEngine>(
         **use_, near_,
@@ -36,9 +39,12 @@ class FeederTest : public testing::TestWithParam<int> {
     use_->runtime().call([&] { engine_->start(use_->runtime().group(), std::move(hooks)); });
   }
   void TearDown() override {
-    if (!engine_) return;
+    if (engine_) stop_engine();
+  }
+  void stop_engine() {
     use_->runtime().await<bool>([&] { return stop(*engine_); });
     use_->down();
+    engine_.reset();
   }
   static Task<bool> stop(RedisEngine& engine) {
     co_await engine.stop();
@@ -53,7 +59,6 @@ class FeederTest : public testing::TestWithParam<int> {
   // What a source does: obeys, and goes on from where it is told.
   void go_on(Random& random) {
     FeedBatch batch{.from = at_, .to = at_};
-    if (random.below(2) == 0) batch.heartbeat = monotonic_now_us();
     if (new_epoch_) {
       batch.floor = x_at(at_);
     } else {
@@ -63,6 +68,8 @@ class FeederTest : public testing::TestWithParam<int> {
             {.source = 0, .x = x_at(i), .source_id = kSource, .keys = {key_at(i)}, .tags = {}});
     }
     const std::uint64_t to = batch.to;
+    end_ = std::max(end_, to);
+    if (to == end_ && random.below(2) == 0) batch.heartbeat = monotonic_now_us();
     const auto order = feed(std::move(batch));
     ASSERT_TRUE(order) << to_string(order.error());
     new_epoch_ = order->new_epoch;
@@ -108,6 +115,7 @@ class FeederTest : public testing::TestWithParam<int> {
   std::unique_ptr<TestUse> use_;
   std::unique_ptr<RedisEngine> engine_;
   std::uint64_t at_ = 10;  // what changed before is below the floor
+  std::uint64_t end_ = 0;  // of the log
   bool new_epoch_ = false;
   std::array<std::optional<Prefix>, kPartitions> prefix_;
 };
@@ -124,16 +132,39 @@ TEST_P(FeederTest, WhatAPartitionForgetsIsToldAgain) {
   }
   // Whatever has fallen back since shows at the next heartbeat.
   for (int round = 0; round < 2'000; ++round) {
+    if (at_ < kLogEnd) {
+      ASSERT_NO_FATAL_FAILURE(go_on(random));
+      continue;
+    }
     FeedBatch beat{.from = at_, .to = at_, .heartbeat = monotonic_now_us()};
     const auto order = feed(std::move(beat));
     ASSERT_TRUE(order) << to_string(order.error());
     at_ = order->go_on_from;
     ASSERT_FALSE(order->new_epoch);
     if (at_ == kLogEnd) break;
-    ASSERT_NO_FATAL_FAILURE(go_on(random));
   }
   EXPECT_EQ(at_, kLogEnd);
   for (std::uint64_t i = first + 1; i <= kLogEnd; ++i) EXPECT_TRUE(knows(i)) << i;
+}
+
+// A database that was put back has an older log: what it numbers from now on is news.
+TEST_P(FeederTest, AnOlderLogBeginsAnEpoch) {
+  Random random(static_cast<std::uint64_t>(GetParam()));
+  while (at_ < 100) ASSERT_NO_FATAL_FAILURE(go_on(random));
+  stop_engine();
+  start_engine();
+  at_ = end_ = 20;
+  FeedBatch first{.from = at_, .to = at_, .heartbeat = monotonic_now_us()};
+  auto order = feed(std::move(first));
+  ASSERT_TRUE(order) << to_string(order.error());
+  EXPECT_FALSE(order->new_epoch) << "it may have been read while another node fed";
+  FeedBatch second{.from = at_, .to = at_, .heartbeat = monotonic_now_us()};
+  order = feed(std::move(second));
+  ASSERT_TRUE(order) << to_string(order.error());
+  EXPECT_TRUE(order->new_epoch);
+  new_epoch_ = true;
+  while (at_ < 60) ASSERT_NO_FATAL_FAILURE(go_on(random));
+  for (std::uint64_t i = 21; i <= 60; ++i) EXPECT_TRUE(knows(i)) << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, FeederTest, testing::Range(1, 3));

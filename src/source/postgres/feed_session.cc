@@ -102,14 +102,14 @@ Task<Result<void>> FeedSession::hello() {
   state.log.seek(state.position.value_or(batch.to));
   auto order = co_await deliver(std::move(batch));
   if (!order) co_return std::unexpected(order.error());
-  Result<void> done = co_await obey(std::move(*order));
+  Result<void> done = co_await obey(*order);
   if (!done || !state.owes_everything) co_return done;
   ChangeBatch all{.changes = {}, .everything = true, .source_id = state.source_id};
   all.from = all.to = state.log.position();
   order = co_await deliver(std::move(all));
   if (!order) co_return std::unexpected(order.error());
   state.owes_everything = false;
-  done = co_await obey(std::move(*order));
+  done = co_await obey(*order);
   co_return done;
 }
 
@@ -197,7 +197,7 @@ Task<Result<void>> FeedSession::deliver_ready() {
   auto order = co_await deliver(std::move(batch));
   if (!order) co_return std::unexpected(order.error());
   state_.position = to;
-  const Result<void> obeyed = co_await obey(std::move(*order));
+  const Result<void> obeyed = co_await obey(*order);
   co_return obeyed;
 }
 

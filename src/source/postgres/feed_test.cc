@@ -11,12 +11,8 @@
 namespace larder::source::postgres {
 namespace {
 
-using ::testing::Contains;
-using ::testing::Each;
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using ::testing::Not;
 using testing::OtherClient;
 using testing::RunningFeed;
 using testing::RuntimeLoop;

@@ -36,6 +36,7 @@ std::vector<int> find_columns(const RowLayout& rows, const std::vector<std::stri
 Result<LoadLayout> LoadLayout::make(const LoadStatement& spec, const std::string& load,
                                     const Reply& described) {
   std::vector<std::string> names;
+  names.reserve(static_cast<std::size_t>(described.columns()));
   for (int i = 0; i < described.columns(); ++i) names.emplace_back(described.column(i));
   if (names.empty()) return fail(ErrorCode::source_refused, "the load statement gives no columns");
   auto rows = RowLayout::make(spec.shape, std::move(names));

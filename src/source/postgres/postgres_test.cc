@@ -17,7 +17,6 @@ using source::testing::RuntimeLoop;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using ::testing::Not;
 using testing::OtherClient;
 using testing::Server;
 

@@ -22,9 +22,13 @@ void sleep_us(DurationUs us) {
 }  // namespace
 
 std::optional<FileId> file_id(const std::string& path) {
-  struct stat info{};
-  if (stat(path.c_str(), &info) != 0) return std::nullopt;
-  return FileId{.device = info.st_dev, .inode = info.st_ino};
+  struct statx info{};
+  if (statx(AT_FDCWD, path.c_str(), 0, STATX_INO | STATX_BTIME, &info) != 0) return std::nullopt;
+  FileId id{.device = (std::uint64_t{info.stx_dev_major} << 32) | info.stx_dev_minor,
+            .inode = info.stx_ino};
+  if ((info.stx_mask & STATX_BTIME) != 0)
+    id.born_ns = info.stx_btime.tv_sec * 1'000'000'000 + info.stx_btime.tv_nsec;
+  return id;
 }
 
 // ---- the query log ----

@@ -19,10 +19,12 @@
 
 namespace larder::source::sqlite {
 
-// Which file a path leads to.
+// Which file a path leads to. An inode is soon given to another file: the birth tells them apart,
+// where the file system knows it.
 struct FileId {
   std::uint64_t device = 0;
   std::uint64_t inode = 0;
+  std::int64_t born_ns = 0;
   friend bool operator==(const FileId&, const FileId&) = default;
 };
 std::optional<FileId> file_id(const std::string& path);

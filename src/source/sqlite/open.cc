@@ -216,7 +216,9 @@ Incarnation Impl::renew(FileId file) {
   // it; then the feed begins a new epoch.)
   const std::uint64_t salt = options_.feed_for == FeedFor::fleet ? 0 : random;
   // Never 0, which means none.
-  identity_.source_id = mix64(salt ^ mix64(file.device ^ mix64(file.inode))) | 1U;
+  const auto born = static_cast<std::uint64_t>(file.born_ns);
+  identity_.source_id =
+      mix64(salt ^ mix64(file.device ^ mix64(file.inode ^ mix64(born)))) | 1U;
   return identity_;
 }
 
