@@ -173,6 +173,7 @@ TEST_F(MariadbNodeTest, RefusedWritesSayWhatTheDatabaseSaid) {
 TEST_F(MariadbNodeTest, WritersReadTheirWrites) {
   constexpr int kWriters = 6, kRounds = 40, kKeys = 3;
   std::vector<std::thread> threads;
+  threads.reserve(kWriters);
   for (int w = 0; w < kWriters; ++w)
     threads.emplace_back([&, w] {
       TestClient client(address());

@@ -13,7 +13,6 @@ namespace {
 using source::testing::RuntimeLoop;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::Not;
 using testing::OtherClient;
 using testing::Server;
@@ -294,8 +293,7 @@ TEST_F(MariadbConnection, ABatchIsOneRoundTripAndStopsAtAnError) {
 TEST_F(MariadbConnection, MoreThanTheSocketHoldsBothWays) {
   const auto connection = connect();
   const std::string large(1 << 19, 'x');
-  std::vector<std::string> statements;
-  for (int i = 0; i < 20; ++i) statements.push_back("SELECT '" + large + "'");
+  const std::vector<std::string> statements(20, "SELECT '" + large + "'");
   auto replies = run(*connection, statements);
   ASSERT_TRUE(replies) << replies.error().message;
   for (Reply& reply : *replies) {

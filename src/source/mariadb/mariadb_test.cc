@@ -276,6 +276,7 @@ TEST_F(MariadbTest, WritesTakeEveryTypeOfValue) {
 TEST_F(MariadbTest, ManyKeysAreOneRoundTrip) {
   open_items();
   std::vector<Params> keys;
+  keys.reserve(100);
   for (std::int64_t i = 0; i < 100; ++i) keys.push_back(id_of(i));
   const auto loaded = load(keys);
   ASSERT_TRUE(loaded) << loaded.error().message;
@@ -524,7 +525,7 @@ TEST_F(MariadbTest, ADuplicateKeyIsRefused) {
 
 TEST_F(MariadbTest, ADestroyedTransactionGivesItsLocksBack) {
   open_items();
-  write("UPDATE item SET name = 'uno' WHERE id = 1");
+  write("UPDATE item SET name = 'uno' WHERE id = 1").value().reset();
   other_->exec("SET innodb_lock_wait_timeout = 20");
   other_->exec("UPDATE item SET name = 'theirs' WHERE id = 1");  // would wait for the lock
   EXPECT_EQ(load_one(), R"({"id":1,"name":"theirs"})");

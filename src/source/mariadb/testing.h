@@ -218,6 +218,7 @@ class Server {
   // Runs a program, its output in the log.
   pid_t spawn(std::vector<std::string> words) {
     std::vector<char*> argv;
+    argv.reserve(words.size() + 1);
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
     const std::string log = folder_ / "log";
