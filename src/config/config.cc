@@ -194,6 +194,7 @@ void read_recheck(Section& s, std::vector<DurationUs>& ages) {
   std::vector<Section::Item> items;
   if (!s.texts("recheck", items)) return;
   ages.clear();
+  ages.reserve(items.size());
   for (const auto& [text, at] : items) {
     const auto age = parse_duration(text);
     const DurationUs after = ages.empty() ? 10 * kMillisecond - 1 : ages.back();
@@ -222,6 +223,7 @@ void read_audit(Section& s, cache::AuditSpec& audit, const std::vector<cache::Ca
   std::vector<Section::Item> except;
   s.texts("except", except);
   std::vector<std::string> names;
+  names.reserve(caches.size());
   for (const cache::CacheSpec& spec : caches) names.push_back(spec.name);
   for (const auto& [name, at] : except) {
     if (std::ranges::find(names, name) == names.end())
