@@ -198,7 +198,7 @@ void read_recheck(Section& s, std::vector<DurationUs>& ages) {
   for (const auto& [text, at] : items) {
     const auto age = parse_duration(text);
     const DurationUs after = ages.empty() ? 10 * kMillisecond - 1 : ages.back();
-    if (!age || *age <= after || *age > 24 * 3600 * kSecond)
+    if (!age || *age <= after || *age > DurationUs{24} * 3600 * kSecond)
       s.reader().problem(
           at, fmt::format("'{}' in {} must be a time such as 5m, from 10ms to 1d, and longer than "
                           "the one before it",
