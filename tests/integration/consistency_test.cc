@@ -72,8 +72,23 @@ class Logged : public OnPostgres {
     start_engine();
     start_nodes(2, options);
     for (const std::size_t node : {0, 1}) get_from(node, "e:5", "near");
+    sql("CREATE TABLE probe(n integer)");  // which nobody watches
     sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     sql("SELECT pg_reload_conf()");
+    // The server takes it up when it comes to it: once some commit waits.
+    std::atomic<bool> in_force{false};
+    std::thread probes([&] {
+      const auto session = truth_->connect();
+      EXPECT_TRUE(session->exec("SET synchronous_commit = on"));
+      while (!in_force) EXPECT_TRUE(session->exec("INSERT INTO probe VALUES (1)"));
+    });
+    const auto watcher = truth_->connect();
+    in_force = eventually([&] {
+      return watcher->integer(
+                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+                 " AND datname = current_database()") > 0;
+    });
+    EXPECT_TRUE(in_force.exchange(true));
     const std::uint64_t before = told(1);
     const auto writer = truth_->connect();
     std::thread waits([&] {
@@ -86,6 +101,7 @@ class Logged : public OnPostgres {
     sql("ALTER SYSTEM RESET synchronous_standby_names");
     sql("SELECT pg_reload_conf()");
     waits.join();
+    probes.join();
     return version_in(get(1, "e:5").value);
   }
 };

@@ -217,8 +217,7 @@ Incarnation Impl::renew(FileId file) {
   const std::uint64_t salt = options_.feed_for == FeedFor::fleet ? 0 : random;
   // Never 0, which means none.
   const auto born = static_cast<std::uint64_t>(file.born_ns);
-  identity_.source_id =
-      mix64(salt ^ mix64(file.device ^ mix64(file.inode ^ mix64(born)))) | 1U;
+  identity_.source_id = mix64(salt ^ mix64(file.device ^ mix64(file.inode ^ mix64(born)))) | 1U;
   return identity_;
 }
 
