@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "source/mariadb/mariadb.h"
 #include "source/mariadb/numbers.h"
 #include "source/mariadb/testing.h"
 #include "source/mariadb/values.h"
@@ -150,6 +151,8 @@ TEST(MariadbUrl, SaysWhereAndHow) {
   EXPECT_EQ(url->hosts[1].port, 7);
   EXPECT_TRUE(url->tls && url->verify);
   EXPECT_EQ(url->ca + url->cert + url->key, "/a.pemck");
+  EXPECT_THAT(check_url("mariadb://h,i/d").error().message, HasSubstr("names one server"));
+  EXPECT_TRUE(check_url("mariadb://h/d"));
   const auto local = Url::parse("mysql://u@/d?socket=/run/s.sock");
   ASSERT_TRUE(local) << local.error().message;
   EXPECT_EQ(local->socket, "/run/s.sock");

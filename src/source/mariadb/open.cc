@@ -98,7 +98,15 @@ Result<Setup::Described> Setup::describe(const std::string& sql) {
 
 Result<void> check_url(const std::string& url) {
   const auto parsed = Url::parse(url);
-  return parsed ? Result<void>{} : std::unexpected(parsed.error());
+  if (!parsed) return std::unexpected(parsed.error());
+  // A second one may be a replica: what a load from it has not seen yet nobody could tell.
+  if (parsed->hosts.size() > 1)
+    return fail(
+        ErrorCode::config,
+        "a mariadb:// url names one server: another may be a replica, which is behind. Name "
+        "the primary, or an address that always leads to it",
+        "mariadb");
+  return {};
 }
 
 Result<std::unique_ptr<MariadbSource>> open_mariadb(const Options& options) {
@@ -118,8 +126,9 @@ Impl::~Impl() {
 
 Result<void> Impl::open() {
   const std::string where = fmt::format("source \"{}\"", options_.name);
+  if (auto good = check_url(options_.url); !good)
+    return std::unexpected(config_error(good.error(), where, "mariadb"));
   auto url = Url::parse(options_.url);
-  if (!url) return std::unexpected(config_error(url.error(), where, "mariadb"));
   url_ = std::move(*url);
   auto setup = Setup::open(options_.url);
   if (!setup) return std::unexpected(config_error(setup.error(), where, "mariadb"));
