@@ -126,14 +126,15 @@ Task<Result<std::vector<std::optional<policy::AuditRow>>>> Auditor::rows_of(
     cache.spec.key.match(target.key, params);
     keys.push_back(node_.params_of(cache, params));
   }
-  const TimeUs deadline = saturating_add(node_.now(), cache.spec.load_timeout_us);
+  const TimeUs asked = node_.now();
+  const TimeUs deadline = saturating_add(asked, cache.spec.load_timeout_us);
   Result<source::Loaded> loaded =
       co_await node_.sources[cache.source]->source->load(index, std::move(keys), deadline);
   if (!loaded) co_return std::unexpected(std::move(loaded.error()));
   if (loaded->rows.size() != targets.size())
     co_return fail(ErrorCode::internal, "the source answered for other keys");
   if (loaded->snapshot.known())
-    co_await node_.begin_incarnation(cache.source, loaded->snapshot.source_id);
+    co_await node_.begin_incarnation(cache.source, loaded->snapshot.source_id, asked);
   std::vector<std::optional<policy::AuditRow>> rows(targets.size());
   for (std::size_t i = 0; i < rows.size(); ++i)
     if (const Result<source::Row>& row = loaded->rows[i])

@@ -17,6 +17,7 @@
 #include "cache/recent_events.h"
 #include "policy/freshness.h"
 #include "policy/own_writes.h"
+#include "policy/succession.h"
 #include "source/sql_text.h"
 
 namespace larder::cache {
@@ -64,11 +65,12 @@ struct SourceRuntime {
   }
   obs::Counter* invalidations = nullptr;  // through its feed
   obs::Histogram* lag = nullptr;
-  // Incarnations begun so far, and who waits for their beginning to end. Each begins only once, so
-  // a late answer of an old one changes nothing.
   Mutex epoch_mutex;
-  std::map<std::uint64_t, std::unique_ptr<Waiters>> incarnations LARDER_GUARDED_BY(epoch_mutex);
-  std::atomic<std::uint64_t> incarnation{0};  // the latest that has begun
+  policy::Succession succession LARDER_GUARDED_BY(epoch_mutex);
+  // One is beginning; who has an answer of any waits for that.
+  std::shared_ptr<Waiters> beginning LARDER_GUARDED_BY(epoch_mutex);
+  std::atomic<std::uint64_t> incarnation{0};  // the present one, and when it was last heard of
+  std::atomic<TimeUs> heard_at{0};
 };
 
 // A dependency that does not name all key parameters: entries bear a tag for it.
@@ -184,7 +186,9 @@ struct Node::Impl {
   std::vector<engine::Change> changes_of(unsigned source,
                                          std::span<const source::RowChange> changes) const;
   engine::Hooks hooks();
-  Task<void> begin_incarnation(unsigned source, std::uint64_t source_id);
+  // The source has answered as incarnation `source_id` what it was asked at `asked`. Returns when
+  // the present incarnation has begun: this one, unless it is late (see policy::Succession).
+  Task<void> begin_incarnation(unsigned source, std::uint64_t source_id, TimeUs asked);
   Task<Result<void>> void_source(unsigned source, std::string_view feed, policy::TxnId floor = 0);
   obs::Counter& invalidations(std::string_view feed);
 

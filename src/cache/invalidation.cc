@@ -126,30 +126,44 @@ std::vector<engine::Change> Node::Impl::changes_of(
   return result;
 }
 
-Task<void> Node::Impl::begin_incarnation(unsigned source, std::uint64_t source_id) {
+Task<void> Node::Impl::begin_incarnation(unsigned source, std::uint64_t source_id, TimeUs asked) {
   if (engine.capabilities().shared) co_return;  // its feed begins epochs
   SourceRuntime& runtime = *sources[source];
-  if (runtime.incarnation.load(std::memory_order_acquire) == source_id) co_return;
-  Waiters* begun = nullptr;
-  bool leads = false;
+  std::shared_ptr<Waiters> mine;
   bool first = false;
-  {
-    MutexLock lock(runtime.epoch_mutex);
-    auto& slot = runtime.incarnations[source_id];
-    leads = slot == nullptr;
-    first = leads && runtime.incarnations.size() == 1;
-    if (leads) slot = std::make_unique<Waiters>();
-    begun = slot.get();
-  }
-  if (!leads) {  // nobody fills or invalidates in an incarnation that is still being prepared
-    co_await begun->wait();
-    co_return;
+  while (!mine) {
+    const TimeUs now = this->now();
+    if (runtime.incarnation.load(std::memory_order_acquire) == source_id) {
+      runtime.heard_at.store(now, std::memory_order_relaxed);
+      co_return;
+    }
+    std::shared_ptr<Waiters> others;
+    {
+      MutexLock lock(runtime.epoch_mutex);
+      others = runtime.beginning;
+      if (!others) {
+        const TimeUs heard = runtime.heard_at.load(std::memory_order_relaxed);
+        if (runtime.succession.present() == source_id) continue;
+        if (!runtime.succession.follows(source_id, asked, heard, now)) co_return;
+        first = runtime.succession.present() == 0;
+        mine = runtime.beginning = std::make_shared<Waiters>();
+      }
+    }
+    // Nobody fills or invalidates in an incarnation that is still being prepared.
+    if (others) co_await others->wait();
   }
   co_await engine.new_epoch(source, source_id);
   if (!first) co_await void_source(source, "epoch");
   runtime.own.clear();
-  runtime.incarnation.store(source_id, std::memory_order_release);
-  begun->notify();
+  {
+    MutexLock lock(runtime.epoch_mutex);
+    const TimeUs now = this->now();
+    runtime.succession.begin(source_id, now);
+    runtime.heard_at.store(now, std::memory_order_relaxed);
+    runtime.incarnation.store(source_id, std::memory_order_release);
+    runtime.beginning.reset();
+  }
+  mine->notify();
 }
 
 // `floor`: loads that do not see everything up to it end are not stored any more; 0 = none.
@@ -188,7 +202,7 @@ Task<Result<source::FeedOrder>> Node::Impl::apply(unsigned source, source::Chang
 // The near tier is all there is.
 Task<Result<source::FeedOrder>> Node::Impl::apply_here(unsigned source, source::ChangeBatch batch) {
   SourceRuntime& runtime = *sources[source];
-  co_await begin_incarnation(source, batch.source_id);
+  co_await begin_incarnation(source, batch.source_id, now());
   if (batch.everything) co_await void_source(source, runtime.name, batch.floor.value_or(0));
   if (!batch.changes.empty()) {
     std::vector<engine::Change> changes = changes_of(source, batch.changes);

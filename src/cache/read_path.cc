@@ -290,12 +290,13 @@ Task<void> Node::Impl::load_from_source(unsigned index, std::vector<LoadFlight> 
     keys.push_back(params_of(cache, params));
     deadline = std::min(deadline, flight->deadline);
   }
+  const TimeUs asked = now();
   Result<source::Loaded> loaded =
       co_await sources[cache.source]->source->load(index, std::move(keys), deadline);
   std::vector<Task<void>> ends;
   if (loaded && loaded->rows.size() == batch.size()) {
     if (loaded->snapshot.known())
-      co_await begin_incarnation(cache.source, loaded->snapshot.source_id);
+      co_await begin_incarnation(cache.source, loaded->snapshot.source_id, asked);
     for (std::size_t i = 0; i < batch.size(); ++i)
       ends.push_back(settle(index, batch[i], std::move(loaded->rows[i]), *loaded));
   } else {

@@ -252,7 +252,7 @@ Task<Result<std::vector<Written>>> Node::write(std::vector<WriteOp> ops) {
     co_return std::unexpected(opened.error());
   }
   const std::unique_ptr<source::Transaction> transaction = std::move(*opened);
-  co_await self.begin_incarnation(*source, transaction->source_id());
+  co_await self.begin_incarnation(*source, transaction->source_id(), began);
 
   std::vector<Written> written(ops.size());
   for (std::size_t i = 0; i < ops.size(); ++i) {

@@ -6,6 +6,7 @@
 
 #include "cache/node.h"
 #include "engine/embedded/embedded.h"
+#include "policy/succession.h"
 #include "scripted.h"
 
 namespace larder::sim {
@@ -597,6 +598,64 @@ TEST_F(Paths, AnotherIncarnationVoidsEverything) {
     EXPECT_EQ(t.quick("p:7"), "miss");
     EXPECT_ANSWER(t.get("p:7"), "v9 source");
     EXPECT_ANSWER(t.get("p:7"), "v9 near");
+  });
+}
+
+TEST_F(Paths, TheFirstIncarnationComesBack) {
+  play(basic(), [](Paths& t) -> Task<void> {
+    t.source.rows = {{"7", "v1"}};
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    t.source.source_id = 2;
+    t.source.rows = {{"7", "v2"}};
+    EXPECT_ANSWER(t.get("p:8"), "none source");
+    EXPECT_ANSWER(t.get("p:7"), "v2 source");
+    t.source.source_id = 1;
+    t.source.rows = {{"7", "v3"}};
+    co_await delay(policy::Succession::kSilence + kSecond);  // its feed says it again and again
+    EXPECT_ANSWER(t.get("p:7"), "v3 source");
+    EXPECT_ANSWER(t.get("p:7"), "v3 near");
+  });
+}
+
+TEST_F(Paths, TwoServersThatAnswerByTurnsVoidNothing) {
+  play(basic(), [](Paths& t) -> Task<void> {
+    t.source.heartbeats = false;
+    t.source.rows = {{"7", "v1"}, {"8", "w1"}};
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    co_await delay(kSecond);
+    t.source.source_id = 2;
+    t.source.rows = {{"7", "v2"}, {"8", "w2"}};
+    EXPECT_ANSWER(t.get("p:7"), "v1 near");
+    EXPECT_ANSWER(t.get("p:8"), "w2 source");
+    EXPECT_ANSWER(t.get("p:7"), "v2 source");
+    co_await delay(kMillisecond);
+    t.source.source_id = 1;  // an old connection
+    EXPECT_ANSWER(t.get("p:9"), "none source");
+    EXPECT_ANSWER(t.get("p:7"), "v2 near");
+  });
+}
+
+// The writer has told his number while another incarnation was the present one.
+TEST_F(Paths, AWriterIsKnownWhenHisIncarnationComesBack) {
+  play(basic(), [](Paths& t) -> Task<void> {
+    engine::Embedded& engine = t.engine;
+    t.source.heartbeats = false;
+    t.source.rows = {{"7", "v1"}};
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    const policy::TxnId x = t.source.seq + 1;
+    t.source.source_id = 2;
+    EXPECT_ANSWER(t.get("p:8"), "none source");
+    std::vector<engine::Change> told{
+        {.source = 0, .x = x, .source_id = 1, .keys = {"p:7"}, .tags = {}}};
+    co_await engine.invalidate(std::move(told));
+    t.source.source_id = 1;
+    co_await delay(policy::Succession::kSilence + kSecond);
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");  // he may not have ended
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    t.source.seq = x;
+    t.source.rows = {{"7", "v2"}};
+    EXPECT_ANSWER(t.get("p:7"), "v2 source");
+    EXPECT_ANSWER(t.get("p:7"), "v2 near");
   });
 }
 

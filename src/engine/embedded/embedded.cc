@@ -21,8 +21,32 @@ Embedded::Embedded(near::Store& store, const Options& options) : store_(store), 
     sources_.push_back(std::make_unique<SourceState>(options_.tombstone_slots));
 }
 
-std::atomic<policy::TxnId>& Embedded::tombstone(unsigned source, Hash hash) const {
-  return sources_[source]->tombstones[hash & (options_.tombstone_slots - 1)];
+Embedded::SourceState::SourceState(unsigned slots) : slots_(slots) { begin(0); }
+
+Embedded::Incarnation& Embedded::SourceState::claim(std::uint64_t id) {
+  for (const auto& one : known_)
+    if (one && one->id.load(std::memory_order_relaxed) == id) return *one;
+  for (;;) {
+    std::unique_ptr<Incarnation>& slot = known_[next_];
+    next_ = (next_ + 1) % kMost;
+    if (!slot) slot = std::make_unique<Incarnation>(slots_);
+    if (slot.get() == present_.load(std::memory_order_relaxed)) continue;
+    slot->id.store(id, std::memory_order_relaxed);
+    for (auto& x : slot->tombstones) x.store(0, std::memory_order_relaxed);
+    return *slot;
+  }
+}
+
+Embedded::Incarnation& Embedded::SourceState::of(std::uint64_t id) {
+  Incarnation& now = present();
+  if (id == 0 || now.id.load(std::memory_order_relaxed) == id) return now;
+  MutexLock lock(mutex_);
+  return claim(id);
+}
+
+void Embedded::SourceState::begin(std::uint64_t id) {
+  MutexLock lock(mutex_);
+  present_.store(&claim(id), std::memory_order_seq_cst);
 }
 
 Task<std::vector<Found>> Embedded::lookup(Lookup lookup) {
@@ -35,19 +59,18 @@ Task<std::vector<Found>> Embedded::lookup(Lookup lookup) {
 Task<void> Embedded::release(Cache /*cache*/, Key /*key*/, Ticket /*ticket*/) { co_return; }
 
 policy::Refusal Embedded::judge(const Fill& fill) const {
-  const unsigned index = fill.cache.source;
-  const SourceState& source = *sources_[index];
+  Incarnation& present = sources_[fill.cache.source]->present();
   std::vector<policy::TxnId> tag_tombstones;
   tag_tombstones.reserve(fill.tags.size());
   for (const std::string& tag : fill.tags)
     tag_tombstones.push_back(
-        tombstone(index, as_tag(hash_bytes(tag))).load(std::memory_order_seq_cst));
+        present.tombstone(as_tag(hash_bytes(tag))).load(std::memory_order_seq_cst));
   const policy::FillCheck check{
       .ticket = fill.ticket.near,
       .now = store_.ticket(fill.key.hash),
       .snapshot = fill.snapshot,
-      .source_id = source.source_id.load(std::memory_order_seq_cst),
-      .key_tombstone = tombstone(index, fill.key.hash).load(std::memory_order_seq_cst),
+      .source_id = present.id.load(std::memory_order_relaxed),
+      .key_tombstone = present.tombstone(fill.key.hash).load(std::memory_order_seq_cst),
       .tag_tombstones = tag_tombstones,
   };
   return policy::judge_fill(check, options_.rules);
@@ -68,14 +91,12 @@ Task<policy::Refusal> Embedded::fill(Fill fill) {
 }
 
 void Embedded::raise(const Change& change) {
-  // A writer that is still in an incarnation which was replaced: its number means nothing here, and
-  // its COMMIT will be refused.
-  const std::uint64_t present = sources_[change.source]->source_id.load(std::memory_order_seq_cst);
-  if (change.source_id != 0 && change.source_id != present) return;
+  if (change.x == 0) return;
+  Incarnation& incarnation = sources_[change.source]->of(change.source_id);
   for (const std::string& key : change.keys)
-    raise_to(tombstone(change.source, hash_bytes(key)), change.x);
+    raise_to(incarnation.tombstone(hash_bytes(key)), change.x);
   for (const std::string& tag : change.tags)
-    raise_to(tombstone(change.source, as_tag(hash_bytes(tag))), change.x);
+    raise_to(incarnation.tombstone(as_tag(hash_bytes(tag))), change.x);
 }
 
 void Embedded::void_all(const Change& change) {
@@ -99,12 +120,9 @@ Task<Result<FeedOrder>> Embedded::feed(unsigned /*source*/, FeedBatch /*batch*/)
 
 void Embedded::start(TaskGroup& /*group*/, Hooks /*hooks*/) {}
 
+// Fills of loads from another incarnation are refused from here on.
 Task<Result<void>> Embedded::new_epoch(unsigned source, std::uint64_t source_id) {
-  // Transactions of another incarnation say nothing about this one. Fills of loads from the old one
-  // are refused from here on. The caller begins each incarnation once, before any change of it.
-  SourceState& state = *sources_[source];
-  state.source_id.store(source_id, std::memory_order_seq_cst);
-  for (auto& slot : state.tombstones) slot.store(0, std::memory_order_seq_cst);
+  sources_[source]->begin(source_id);
   co_return Result<void>{};
 }
 
