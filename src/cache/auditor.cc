@@ -138,7 +138,9 @@ Task<Result<std::vector<std::optional<policy::AuditRow>>>> Auditor::rows_of(
   std::vector<std::optional<policy::AuditRow>> rows(targets.size());
   for (std::size_t i = 0; i < rows.size(); ++i)
     if (const Result<source::Row>& row = loaded->rows[i])
-      rows[i] = {.digest = row->found ? hash_bytes(row->value) : 0, .found = row->found};
+      rows[i] = {.digest = row->found ? hash_bytes(row->value) : 0,
+                 .found = row->found,
+                 .as_of = loaded->as_of};
   co_return rows;
 }
 
@@ -167,10 +169,10 @@ Task<Auditor::Looked> Auditor::look(unsigned index, std::vector<Target> targets,
       continue;
     }
     const policy::AuditRow row = *(*rows)[i];
-    const bool differs = std::ranges::any_of(before[i], [&](const auto& tier) {
-      return policy::compare(tier, row, tier, 0) == policy::AuditVerdict::differs;
-    });
-    if (differs)
+    bool equal = true;
+    for (const auto& tier : before[i])
+      equal &= !tier || policy::compare(tier, row, tier, 0) == policy::AuditVerdict::consistent;
+    if (!equal)
       doubts.push_back({std::move(targets[i]), before[i], row});
     else if (first)
       add(index, *metrics.checked, &AuditCounts::checked, tally);

@@ -37,6 +37,7 @@ AuditVerdict compare(const std::optional<AuditEntry>& before, const AuditRow& ro
                      const std::optional<AuditEntry>& after, DurationUs tolerance_us) {
   if (!before) return AuditVerdict::absent;
   if (shows(*before, row)) return AuditVerdict::consistent;
+  if (saturating_add(row.as_of, tolerance_us) < before->as_of) return AuditVerdict::moved;
   return after && same_entry(*before, *after, tolerance_us) ? AuditVerdict::differs
                                                             : AuditVerdict::moved;
 }

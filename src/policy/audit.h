@@ -31,11 +31,13 @@ bool same_entry(const AuditEntry& a, const AuditEntry& b, DurationUs tolerance_u
 struct AuditRow {
   std::uint64_t digest = 0;
   bool found = false;
+  TimeUs as_of = kNever;  // a standby may show an older state than the entry does
 };
 
 enum class AuditVerdict : std::uint8_t {
   absent,      // the tier holds nothing that it would answer
-  moved,       // what it held was replaced or voided while we looked: nothing can be said
+  moved,       // nothing can be said: it was replaced or voided while we looked, or is newer than
+               // the row
   consistent,  // it answers what the source says
   differs,     // it answered something else before and after the source was asked
 };

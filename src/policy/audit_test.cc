@@ -48,6 +48,18 @@ TEST(AuditCompare, WholeTable) {
   EXPECT_GT(differ, 0u);
 }
 
+TEST(AuditCompare, ARowOfAnOlderStateSaysNothing) {
+  const AuditEntry entry{.digest = 1, .as_of = 100};
+  EXPECT_EQ(compare(entry, {.digest = 2, .found = true, .as_of = 100}, entry, 0),
+            AuditVerdict::differs);
+  EXPECT_EQ(compare(entry, {.digest = 2, .found = true, .as_of = 99}, entry, 0),
+            AuditVerdict::moved);
+  EXPECT_EQ(compare(entry, {.digest = 2, .found = true, .as_of = 99}, entry, 1),
+            AuditVerdict::differs);
+  EXPECT_EQ(compare(entry, {.digest = 1, .found = true, .as_of = 99}, entry, 0),
+            AuditVerdict::consistent);
+}
+
 // ---- what happened to the key ----
 
 constexpr std::uint64_t kSource = 7;

@@ -346,6 +346,23 @@ TEST_F(Audits, AnInvalidationThatTheEngineLostIsAViolationWhateverTheFeed) {
   });
 }
 
+// A standby that has not replayed what the entry shows.
+TEST_F(Audits, ARowOlderThanTheEntryIsNoComplaint) {
+  play(only_when_asked(), [](Audits& t) -> Task<void> {
+    t.change("7", "v2");
+    const std::string got = co_await t.get("p:7");
+    EXPECT_EQ(got, "v2");
+    t.source.behind_us = kSecond;
+    t.source.rows["7"] = "v1";
+    const AuditReport report = co_await t.audit();
+    EXPECT_EQ(report.caches[0].moved, 1u);
+    EXPECT_EQ(t.total().findings.size(), 0u);
+    t.source.behind_us = 0;
+    const AuditReport again = co_await t.audit();
+    EXPECT_EQ(again.findings.size(), 1u);
+  });
+}
+
 TEST_F(Audits, NegativeEntriesAreComparedToo) {
   source.capabilities_.feed = false;
   play(only_when_asked(), [](Audits& t) -> Task<void> {

@@ -33,7 +33,7 @@ class ScriptedSource final : public source::Source {
     if (takes < latency) co_return fail(ErrorCode::timeout, "slow", "script");
     if (down) co_return fail(ErrorCode::source_down, "down", "script");
     source::Loaded loaded;
-    loaded.as_of = began;
+    loaded.as_of = began - behind_us;
     loaded.took_us = takes;
     const std::uint64_t next = (answers_late_of_this ? seen_seq : seq) + 1;
     loaded.snapshot = {.source_id = source_id, .xmin = next, .xmax = next, .in_progress = {}};
@@ -89,6 +89,7 @@ class ScriptedSource final : public source::Source {
   std::map<std::string, std::string> rows;
   std::optional<std::string> category = "a", key_column;
   DurationUs latency = kMillisecond;
+  DurationUs behind_us = 0;  // what a load shows was so this long ago
   bool down = false;
   bool answers_late = false;  // the state at the beginning of the load, not at its end
   bool heartbeats = true;
