@@ -92,10 +92,12 @@ Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config
   // A bound needs several heartbeats.
   constexpr DurationUs kHeartbeat = 200 * kMillisecond;
   DurationUs heartbeat = kHeartbeat;
+  DurationUs check = 10 * kSecond;
   for (const cache::CacheSpec& cache : caches) {
     if (cache.source != spec.name) continue;
-    if (cache.bound_us > 0)
-      heartbeat = std::clamp(cache.bound_us / 5, 10 * kMillisecond, heartbeat);
+    if (cache.bound_us == 0) continue;
+    heartbeat = std::clamp(cache.bound_us / 5, 10 * kMillisecond, heartbeat);
+    check = std::clamp(cache.bound_us / 2, 20 * kMillisecond, check);
   }
   const std::string feed = source::postgres::feed_name(config.engine.name_space, spec.name);
   auto opened = source::postgres::open_postgres(
@@ -108,6 +110,7 @@ Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config
        .slot = feed,
        .publication = feed,
        .heartbeat_us = heartbeat,
+       .check_us = check,
        .slot_limit_bytes = spec.slot_limit_bytes,
        .statements = cache::Node::load_statements(caches, spec.name),
        .watched = cache::Node::watched_tables(caches, spec.name),

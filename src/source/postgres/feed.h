@@ -9,8 +9,10 @@
 // message into the log each heartbeat; when it comes back, everything that was committed before has
 // been delivered. While the log cannot be read there are no heartbeats.
 //
-// What it rests on is examined (prepare.h) with each connection and every `check_us`. When it does
-// not hold, changes may have been missed: no heartbeat until it holds again, and then everything.
+// What it rests on is examined (prepare.h) with each connection and every `check_us`; a heartbeat
+// vouches for no later time than that. When it does not hold, changes may have been missed: no
+// heartbeat until it holds again, and then everything. Who reads for a fleet leaves a note with the
+// publication of what he has examined, for the one who reads after him.
 #pragma once
 
 #include <functional>

@@ -1,8 +1,10 @@
 // FeedSession: from nothing to a stream that has begun.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
+#include "base/hash.h"
 #include "source/postgres/feed_session.h"
 
 namespace larder::source::postgres {
@@ -23,6 +25,8 @@ Task<Result<void>> FeedSession::open() {
   while (done) {
     done = co_await take_slot();
     if (done && !stream_) done = co_await open_stream();
+    // Whoever read before us has looked until he ended: what has changed since?
+    if (done && state_.fleet()) done = co_await look_at_tables();
     if (!done) break;
     const auto started = co_await start();
     if (!started) co_return std::unexpected(started.error());
@@ -61,6 +65,7 @@ Task<Result<void>> FeedSession::open_sql() {
 }
 
 Task<Result<void>> FeedSession::look_at_tables() {
+  const TimeUs began = monotonic_now_us();
   co_await turn_.take();
   PrepareOptions options = state_.prepare_options();
   auto found = co_await examine(*sql_, std::move(options), monotonic_now_us() + kPatience);
@@ -76,18 +81,44 @@ Task<Result<void>> FeedSession::look_at_tables() {
       state_.say(fmt::format("until it is done, many changes void all entries of the source: {}",
                              missing));
   }
-  const bool same = std::ranges::includes(found->storage, state_.storage);
+  const bool same = state_.storage.empty() || found->storage == state_.storage;
+  may_note_ = found->may_note;
+  noted_ = std::move(found->noted);
   state_.storage = std::move(found->storage);
   if (!same) {
     state_.owes_everything = true;
     co_return fail(ErrorCode::source_down,
-                   "a watched table was rewritten, or one of its partitions was detached, dropped "
-                   "or truncated: the log does not tell its rows, all entries of the source are "
-                   "void",
+                   "a watched table was rewritten, or not published for a while, or got or lost a "
+                   "part, or one was truncated: the log does not tell its rows, all entries of "
+                   "the source are void",
                    "postgres");
   }
+  // Did the one who read before us see it like this? Where nobody may leave a note, only our own
+  // memory tells.
+  const bool holds_slot = state_.fleet() && !reading_ && !slot_.empty();
+  if (holds_slot && noted_ != note_of_tables() && (may_note_ ? !noted_.empty() : !state_.was_there))
+    state_.owes_everything = true;
   if (!reading_) state_.log.set_tables(std::move(found->tables));
+  looked_at_ = began;
   co_return Result<void>{};
+}
+
+std::string FeedSession::note_of_tables() const {
+  constexpr std::uint64_t kSeed = 0;  // the same everywhere
+  return fmt::format("Larder has read the changes of {:016x}",
+                     hash_bytes(fmt::format("{}", fmt::join(state_.storage, ",")), kSeed));
+}
+
+// For whoever reads after us. Only what has been acted on may be noted.
+Task<Result<void>> FeedSession::note_tables() {
+  std::string line = note_of_tables();
+  if (!state_.fleet() || !may_note_ || line == noted_) co_return Result<void>{};
+  noted_ = line;
+  co_await turn_.take();
+  const Result<void> done = co_await note(*sql_, state_.options.publication, std::move(line),
+                                          monotonic_now_us() + kPatience);
+  turn_.give();
+  co_return done;
 }
 
 Task<Result<void>> FeedSession::open_stream() {
@@ -135,6 +166,7 @@ Task<Result<void>> FeedSession::take_slot() {
     const auto free = co_await slot_is_free();
     if (!free) co_return std::unexpected(free.error());
     if (*free) co_return Result<void>{};
+    state_.was_there = true;
     // At first it may be our own walsender that has not noticed yet that we left.
     const DurationUs pause = looks < kQuickLooks ? kQuickLook : kLookAgain;
     if (looks >= kQuickLooks)

@@ -103,6 +103,7 @@ Task<Result<void>> FeedSession::hello() {
   auto order = co_await deliver(std::move(batch));
   if (!order) co_return std::unexpected(order.error());
   Result<void> done = co_await obey(*order);
+  if (done && !state.owes_everything) done = co_await note_tables();
   if (!done || !state.owes_everything) co_return done;
   ChangeBatch all{.changes = {}, .everything = true, .source_id = state.source_id};
   all.from = all.to = state.log.position();
@@ -110,13 +111,14 @@ Task<Result<void>> FeedSession::hello() {
   if (!order) co_return std::unexpected(order.error());
   state.owes_everything = false;
   done = co_await obey(*order);
+  if (done) done = co_await note_tables();
   co_return done;
 }
 
 // ---- read ----
 
 Task<Result<void>> FeedSession::read() {
-  reading_ = true;
+  reading_ = state_.was_there = true;
   std::size_t blocks = 0;  // since something is ready
   for (;;) {
     if (auto on = going_on(); !on || again_) co_return on;
@@ -186,6 +188,8 @@ Task<Result<void>> FeedSession::deliver_ready() {
   if (batch.heartbeat > heartbeat_) {
     heartbeat_ = batch.heartbeat;
     state_.note("");
+    // Of what the log does not tell nothing is known since.
+    batch.heartbeat = std::min(batch.heartbeat, looked_at_);
   }
   if (batch.everything && !state_.fleet()) {
     // A load may not see yet what the log shows already.
@@ -204,10 +208,12 @@ Task<Result<void>> FeedSession::deliver_ready() {
 Task<Result<FeedOrder>> FeedSession::deliver(ChangeBatch batch) {
   Waiters done;
   Result<FeedOrder> order = FeedOrder{};
+  const TimeUs began = monotonic_now_us();
   std::vector<Task<void>> both;
   both.push_back(hand_over(std::move(batch), order, done));
   both.push_back(keep_alive(done));
   co_await when_all(std::move(both));
+  heard_at_ += monotonic_now_us() - began;  // nobody has listened meanwhile
   co_return order;
 }
 
@@ -307,16 +313,13 @@ Task<Result<void>> FeedSession::send_status(bool reply_wanted) {
 
 Task<void> FeedSession::beat(TaskGroup& helpers) {
   const DurationUs every = std::max(state_.options.heartbeat_us, kMillisecond);
-  TimeUs check_at = monotonic_now_us() + state_.options.check_us;
   while (!helpers.stopping()) {
     const TimeUs at = monotonic_now_us();
-    const auto emitted = co_await emit(at);
     Result<void> done;
+    if (at >= looked_at_ + state_.options.check_us) done = co_await check();
+    Result<std::string> emitted;
+    if (done) emitted = co_await emit(at);
     if (!emitted) done = std::unexpected(emitted.error());
-    if (done && at >= check_at) {
-      check_at = at + state_.options.check_us;
-      done = co_await check();
-    }
     if (!done) {
       if (!helpers.stopping()) fail_with(done.error());
       co_return;
@@ -354,7 +357,8 @@ Task<Result<std::string>> FeedSession::emit(TimeUs at) {
 }
 
 Task<Result<void>> FeedSession::check() {
-  const Result<void> right = co_await look_at_tables();
+  Result<void> right = co_await look_at_tables();
+  if (right) right = co_await note_tables();
   if (!right) co_return right;
   Command look = Command::query(
       "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)::bigint"

@@ -46,6 +46,7 @@ struct FeedState {
   std::optional<Lsn> position;    // what the sink has; from here it wants to go on
   std::uint64_t source_id = 0;    // that `position` belongs to
   std::set<std::string> storage;  // of the tables, when they were looked at last
+  bool was_there = false;         // while somebody read
   bool owes_everything = false;   // changes may have been missed
   bool slot_is_useless = false;   // it has to be made anew
   std::atomic<double> slot_bytes{0};
@@ -82,6 +83,8 @@ class FeedSession {
   Task<Result<void>> open_sql();
   Task<Result<void>> open_stream();
   Task<Result<void>> look_at_tables();
+  std::string note_of_tables() const;
+  Task<Result<void>> note_tables();
   Task<Result<void>> take_slot();
   Task<Result<bool>> slot_is_free();
   Task<Result<void>> create_slot();
@@ -130,6 +133,9 @@ class FeedSession {
   TimeUs status_at_ = 0;
   TimeUs heard_at_ = 0;   // anything from the server
   TimeUs heartbeat_ = 0;  // that came back last
+  TimeUs looked_at_ = 0;  // the tables: until then the log told everything
+  bool may_note_ = false;
+  std::string noted_;
 };
 
 }  // namespace larder::source::postgres

@@ -46,6 +46,7 @@ class PostgresFeedTest : public ::testing::Test {
             .slot = feed_name("test", database_),
             .publication = feed_name("test", database_),
             .heartbeat_us = 20 * kMillisecond,
+            .check_us = 20 * kMillisecond,
             .watched = watched_};
   }
   void prepare(FeedFor feed_for) {
@@ -65,12 +66,19 @@ class PostgresFeedTest : public ::testing::Test {
   RunningFeed& reading(FeedOptions options) {
     RunningFeed& feed = *feeds_.emplace_back(std::make_unique<RunningFeed>(loop_, options));
     feed.start();
-    feed.catch_up();
+    feed.until([&] { return feed.sink.heartbeat() > 0; });
     return feed;
   }
   RunningFeed& reading(FeedFor feed_for) {
     prepare(feed_for);
     return reading(options(feed_for));
+  }
+  // What it knows it knows from the log. Its heartbeats stand still.
+  RunningFeed& reading_the_log_alone(FeedFor feed_for) {
+    prepare(feed_for);
+    FeedOptions given = options(feed_for);
+    given.check_us = 3600 * kSecond;
+    return reading(given);
   }
   // Returns when they are gone.
   void kill_walsenders() {
@@ -207,61 +215,60 @@ TEST_F(PostgresFeedTest, Partitions) {
   EXPECT_EQ(feed.sink.everything(), 0);
   // One that came later logs only its key.
   exec("CREATE TABLE parts_3 PARTITION OF parts FOR VALUES FROM (200) TO (300)");
+  feed.until([&] { return feed.sink.everything() == 1; });  // it might have brought rows
+  feed.catch_up();
   exec("INSERT INTO parts VALUES (201, 13)");
   exec("DELETE FROM parts WHERE id = 201");
   feed.catch_up();
-  EXPECT_EQ(feed.sink.everything(), 1);
+  EXPECT_EQ(feed.sink.everything(), 2);
   exec("DELETE FROM parts WHERE id = 101");
   feed.catch_up();
   EXPECT_EQ(feed.sink.changes().back(), "9:11");
-  EXPECT_EQ(feed.sink.everything(), 1);
+  EXPECT_EQ(feed.sink.everything(), 2);
 }
 
 TEST_F(PostgresFeedTest, WhatCannotBeNamedIsEverything) {
-  RunningFeed& feed = reading(FeedFor::node);
+  RunningFeed& feed = reading_the_log_alone(FeedFor::node);
   exec("TRUNCATE item");
-  feed.catch_up();
-  ASSERT_EQ(feed.sink.everything(), 2);
+  feed.until([&] { return feed.sink.everything() == 2; });
   const auto truncated = std::ranges::find_if(feed.sink.batches.begin() + 1,
                                               feed.sink.batches.end(), &ChangeBatch::everything);
   EXPECT_TRUE(truncated->floor) << "loads may not see it yet";
   EXPECT_TRUE(feed.said("TRUNCATE of public.item"));
 
   exec("INSERT INTO item SELECT i, 'x', 1 FROM generate_series(1, 20000) i");
-  feed.catch_up();
-  EXPECT_EQ(feed.sink.everything(), 3);
+  feed.until([&] { return feed.sink.everything() == 3; });
   EXPECT_TRUE(feed.said("more than 10000 changes"));
   EXPECT_THAT(feed.sink.changes(), IsEmpty());
 
   exec("UPDATE item SET name = 'y' WHERE id = 7");
-  feed.catch_up();
+  feed.until([&] { return feed.sink.has("8:1,7"); });
   EXPECT_THAT(feed.sink.changes(), ElementsAre("7:7", "8:1,7"));
   EXPECT_EQ(feed.sink.everything(), 3);
 }
 
 TEST_F(PostgresFeedTest, SchemaChanges) {
-  RunningFeed& feed = reading(FeedFor::fleet);
+  RunningFeed& feed = reading_the_log_alone(FeedFor::fleet);
   exec("ALTER TABLE item ADD COLUMN price numeric DEFAULT 1");
   exec("ALTER TABLE item DROP COLUMN name");
   exec("UPDATE item SET price = 2 WHERE id = 1");
-  feed.catch_up();
+  feed.until([&] { return feed.sink.has("8:10,1"); });
   EXPECT_THAT(feed.sink.changes(), ElementsAre("7:1", "8:10,1"));
   EXPECT_EQ(feed.sink.everything(), 0);
   exec("ALTER TABLE item REPLICA IDENTITY DEFAULT");
   exec("UPDATE item SET grp = 11 WHERE id = 1");
-  feed.catch_up();
-  EXPECT_EQ(feed.sink.everything(), 1);
+  feed.until([&] { return feed.sink.everything() == 1; });
   EXPECT_TRUE(feed.said("ALTER TABLE public.item REPLICA IDENTITY FULL"));
   exec("ALTER TABLE item REPLICA IDENTITY FULL");
   exec("ALTER TABLE item RENAME COLUMN grp TO category");
   exec("UPDATE item SET price = 3 WHERE id = 1");
-  feed.catch_up();
-  EXPECT_EQ(feed.sink.everything(), 2);
+  feed.until([&] { return feed.sink.everything() == 2; });
   EXPECT_TRUE(feed.said("public.item has no column grp any more"));
   exec("ALTER TABLE item RENAME COLUMN category TO grp");
   exec("UPDATE item SET price = 4 WHERE id = 1");
-  feed.catch_up();
+  feed.until([&] { return feed.sink.has("8:11,1"); });
   EXPECT_THAT(feed.sink.changes(), ElementsAre("7:1", "8:10,1", "7:1", "8:11,1"));
+  EXPECT_EQ(feed.sink.everything(), 2);
 }
 
 TEST_F(PostgresFeedTest, WhatTheSinkRefusesIsDeliveredAgain) {
@@ -476,9 +483,8 @@ TEST_F(PostgresFeedTest, ASlotBeyondItsLimitIsDropped) {
 }
 
 TEST_F(PostgresFeedTest, WithoutItsPublicationItIsBlindAndThenEverythingIsVoid) {
-  FeedOptions given = options(FeedFor::fleet);
-  given.check_us = 10 * kMillisecond;
   prepare(FeedFor::fleet);
+  const FeedOptions given = options(FeedFor::fleet);
   RunningFeed& feed = reading(given);
   exec("ALTER PUBLICATION " + given.publication + " DROP TABLE item");
   exec("UPDATE item SET name = 'unseen' WHERE id = 1");
@@ -504,11 +510,7 @@ TEST_F(PostgresFeedTest, WhatChangesRowsWithoutAWordInTheLogIsEverything) {
   exec("CREATE TABLE parts(id integer, grp integer, PRIMARY KEY (id)) PARTITION BY RANGE (id)");
   exec("CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100)");
   watched_ = {{7, "item", {"id"}}, {9, "parts", {"id"}}};
-  FeedOptions given = options(FeedFor::fleet);
-  given.check_us = 10 * kMillisecond;
-  prepare(FeedFor::fleet);
-  RunningFeed& feed = reading(given);
-  exec("CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (100) TO (200)");
+  RunningFeed& feed = reading(FeedFor::fleet);
   exec("ALTER TABLE item REPLICA IDENTITY NOTHING");
   feed.until([&] { return feed.said("until it is done, many changes void all"); });
   exec("ALTER TABLE item REPLICA IDENTITY FULL");
@@ -517,13 +519,93 @@ TEST_F(PostgresFeedTest, WhatChangesRowsWithoutAWordInTheLogIsEverything) {
   int expected = 0;
   for (const char* const sql :
        {"ALTER TABLE item ALTER name TYPE varchar USING upper(name)", "TRUNCATE parts_1",
-        "ALTER TABLE parts DETACH PARTITION parts_1", "DROP TABLE parts_2"}) {
+        "ALTER TABLE parts DETACH PARTITION parts_1",
+        "ALTER TABLE parts ATTACH PARTITION parts_1 FOR VALUES FROM (0) TO (100)",
+        "DROP TABLE parts_1"}) {
     exec(sql);
     ++expected;
     feed.until([&] { return feed.sink.everything() == expected; });
     feed.catch_up();
   }
   EXPECT_TRUE(feed.said("was rewritten"));
+}
+
+// Between two looks.
+TEST_F(PostgresFeedTest, OutOfThePublicationAndBackIsNoticed) {
+  RunningFeed& feed = reading(FeedFor::fleet);
+  const std::string publication = options(FeedFor::fleet).publication;
+  exec("BEGIN; ALTER PUBLICATION " + publication + " DROP TABLE item; ALTER PUBLICATION " +
+       publication + " ADD TABLE item; COMMIT");
+  feed.until([&] { return feed.sink.everything() == 1; });
+  feed.catch_up();
+  exec("BEGIN; ALTER PUBLICATION " + publication + " SET (publish = 'insert'); ALTER PUBLICATION " +
+       publication + " SET (publish = 'insert, update, delete, truncate'); COMMIT");
+  feed.until([&] { return feed.sink.everything() == 2; });
+  feed.catch_up();
+}
+
+TEST_F(PostgresFeedTest, HeartbeatsVouchForNoMoreThanWasLookedAt) {
+  RunningFeed& feed = reading_the_log_alone(FeedFor::node);
+  const TimeUs looked_at = feed.sink.heartbeat();
+  exec("INSERT INTO item VALUES (11, 'x', 1)");
+  feed.until([&] { return feed.sink.has("7:11"); });
+  const std::size_t batches = feed.sink.batches.size();
+  feed.until([&] { return feed.sink.batches.size() > batches + 3; });
+  EXPECT_EQ(feed.sink.heartbeat(), looked_at);
+}
+
+// What has happened to the tables while nobody was there.
+TEST_F(PostgresFeedTest, TheNextOneWhoReadsForAFleetKnowsWhatTheLastOneSaw) {
+  reading(FeedFor::fleet).stop();
+  feeds_.clear();
+  RunningFeed& second = reading(options(FeedFor::fleet));
+  EXPECT_EQ(second.sink.everything(), 0) << "nothing has happened";
+  second.stop();
+  feeds_.clear();
+  exec("ALTER TABLE item ALTER name TYPE varchar USING upper(name)");
+  RunningFeed& third = reading(options(FeedFor::fleet));
+  EXPECT_EQ(third.sink.everything(), 1);
+  third.stop();
+  feeds_.clear();
+  EXPECT_EQ(reading(options(FeedFor::fleet)).sink.everything(), 0);
+}
+
+TEST_F(PostgresFeedTest, WhoMayLeaveNoNoteBeginsWithEverything) {
+  prepare(FeedFor::fleet);
+  exec("CREATE ROLE " + database_ + "_reader LOGIN REPLICATION");
+  exec("GRANT SELECT ON item TO " + database_ + "_reader");
+  FeedOptions given = options(FeedFor::fleet);
+  given.url.replace(given.url.find("larder@"), 6, database_ + "_reader");
+  EXPECT_EQ(reading(given).sink.everything(), 1);
+  feeds_.clear();
+  EXPECT_EQ(reading(given).sink.everything(), 1);
+  feeds_.clear();
+  exec("DROP OWNED BY " + database_ + "_reader");
+  exec("DROP ROLE " + database_ + "_reader");
+}
+
+TEST_F(PostgresFeedTest, TablesThatInherit) {
+  exec("CREATE TABLE heir(extra text, PRIMARY KEY (id)) INHERITS (item)");
+  exec("CREATE TABLE grandchild(PRIMARY KEY (id)) INHERITS (heir)");
+  RunningFeed& feed = reading(FeedFor::fleet);
+  exec("INSERT INTO heir(id, grp) VALUES (21, 5)");
+  exec("INSERT INTO grandchild(id, grp) VALUES (22, 5)");
+  exec("UPDATE item SET grp = 6 WHERE id = 22");
+  feed.catch_up();
+  for (const char* const change : {"7:21", "8:5,21", "7:22", "8:5,22", "8:6,22"})
+    EXPECT_TRUE(feed.sink.has(change)) << change;
+  EXPECT_EQ(feed.sink.everything(), 0);
+  exec("TRUNCATE ONLY heir");
+  feed.until([&] { return feed.sink.everything() > 0; });
+  feed.catch_up();
+  exec("CREATE TABLE another(PRIMARY KEY (id)) INHERITS (item)");
+  feed.until([&] { return feed.said("ADD TABLE ONLY public.another"); });
+  const int before = feed.sink.everything();
+  prepare(FeedFor::fleet);
+  feed.until([&] { return feed.sink.everything() > before; });
+  exec("INSERT INTO another(id) VALUES (23)");
+  feed.catch_up();
+  EXPECT_TRUE(feed.sink.has("7:23"));
 }
 
 TEST_F(PostgresFeedTest, AServerThatHangs) {

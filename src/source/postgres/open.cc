@@ -132,6 +132,7 @@ Result<void> Impl::open_feed() {
                                              .slot = options_.slot,
                                              .publication = options_.publication,
                                              .heartbeat_us = options_.heartbeat_us,
+                                             .check_us = options_.check_us,
                                              .slot_limit_bytes = options_.slot_limit_bytes,
                                              .watched = options_.watched,
                                              .metrics = options_.metrics,

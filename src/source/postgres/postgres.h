@@ -35,6 +35,7 @@ struct Options {
   std::string slot;
   std::string publication;
   DurationUs heartbeat_us = 200 * kMillisecond;
+  DurationUs check_us = 10 * kSecond;  // see FeedOptions
   std::uint64_t slot_limit_bytes = 0;
   std::vector<LoadStatement> statements;
   std::vector<WatchedTable> watched;

@@ -37,17 +37,22 @@ constexpr const char* kSlotSql =
 // $1: the publication.
 constexpr const char* kPublicationSql =
     "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot, puballtables,"
-    " pg_has_role(pubowner, 'USAGE'), pg_get_userbyid(pubowner)"
+    " pg_has_role(pubowner, 'USAGE'), pg_get_userbyid(pubowner), oid || ':' || xmin,"
+    " obj_description(oid, 'pg_publication')"
     " FROM pg_publication WHERE pubname = $1";
 
 // $1: the table as it was named, $2: its columns, $3: the publication. A row for each column of the
-// table, then of each of its partitions. Of an identity by index only one counts that is valid and
-// not deferrable, as for the server.
+// table, then of each of its partitions (1), or of the tables that inherit from it (2). Of an
+// identity by index only one counts that is valid and not deferrable, as for the server.
 constexpr const char* kTableSql =
-    "WITH t AS (SELECT c.oid FROM pg_class c WHERE c.oid = to_regclass($1)),"
+    "WITH RECURSIVE t AS (SELECT oid, relkind FROM pg_class WHERE oid = to_regclass($1)),"
+    " heir AS (SELECT i.inhrelid FROM t JOIN pg_inherits i ON i.inhparent = t.oid"
+    "          WHERE t.relkind = 'r'"
+    "          UNION SELECT i.inhrelid FROM heir h JOIN pg_inherits i ON i.inhparent = h.inhrelid),"
     " rel AS (SELECT oid, 0 AS part FROM t UNION ALL"
     "         SELECT p.relid, 1 FROM t, pg_partition_tree(t.oid) p"
-    "         WHERE p.isleaf AND p.relid <> t.oid)"
+    "         WHERE t.relkind = 'p' AND p.isleaf AND p.relid <> t.oid"
+    "         UNION ALL SELECT inhrelid, 2 FROM heir)"
     " SELECT part, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), c.relkind,"
     "  c.relpersistence, c.relreplident, pg_has_role(c.relowner, 'USAGE'),"
     "  pg_get_userbyid(c.relowner), has_table_privilege(c.oid, 'SELECT'), w.col, a.attname,"
@@ -61,7 +66,9 @@ constexpr const char* kTableSql =
     "          WHERE b.pubname = $3 AND p.prrelid = c.oid"
     "          AND (to_jsonb(p) ->> 'prqual' IS NOT NULL OR to_jsonb(p) ->> 'prattrs' IS NOT "
     "NULL)),"
-    "  a.attgenerated, c.oid || ':' || coalesce(pg_relation_filenode(c.oid), 0)"
+    "  a.attgenerated, c.oid || ':' || coalesce(pg_relation_filenode(c.oid), 0),"
+    "  (SELECT p.oid FROM pg_publication_rel p JOIN pg_publication b ON b.oid = p.prpubid"
+    "   WHERE b.pubname = $3 AND p.prrelid = c.oid)"
     " FROM rel JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace"
     " CROSS JOIN unnest(string_to_array($2, chr(31))) WITH ORDINALITY w(col, ord)"
     " LEFT JOIN LATERAL (SELECT attname, attnum, attgenerated FROM pg_attribute WHERE attrelid = "
@@ -107,7 +114,9 @@ class Examiner {
     if (std::ranges::find(result_.warnings, text) == result_.warnings.end())
       result_.warnings.push_back(std::move(text));
   }
+  bool logged(const Reply& reply, int row);
   void identity(const Reply& reply, int row, const std::vector<std::string>& uncovered);
+  void publish(const Reply& reply, int row);
 
   const PrepareOptions& options_;
   const int version_;
@@ -193,66 +202,87 @@ void Examiner::table(const WatchedTable& watched, const Reply& reply) {
                     watched.table));
     return;
   }
-  const std::string quoted(text(reply, 0, 3));
-  const char kind = text(reply, 0, 4).empty() ? ' ' : text(reply, 0, 4).front();
-  if (kind != 'r' && kind != 'p') {
-    obstacle(fmt::format("{} is not a table: depends_on has to name the tables behind it", quoted));
-    return;
-  }
-  if (text(reply, 0, 5) != "p") {
-    obstacle(
-        fmt::format("{} is {}: changes of it are not in the log. As its owner ALTER TABLE {} SET "
-                    "LOGGED",
-                    quoted, text(reply, 0, 5) == "u" ? "unlogged" : "temporary", quoted));
-    return;
-  }
-  TableName name{.watched = watched,
-                 .schema = std::string(text(reply, 0, 1)),
-                 .name = std::string(text(reply, 0, 2)),
-                 .partitioned = kind == 'p'};
+  const bool partitioned = text(reply, 0, 4) == "p";
   const int columns = static_cast<int>(watched.columns.size());
   for (int row = 0; row < reply.rows(); row += columns) {
+    const bool heir = text(reply, row, 0) == "2";
+    const std::string quoted(text(reply, row, 3));
+    if (!logged(reply, row)) return;
+    TableName name{.watched = watched,
+                   .schema = std::string(text(reply, row, 1)),
+                   .name = std::string(text(reply, row, 2)),
+                   .partitioned = partitioned};
     std::vector<std::string> uncovered;
     for (int i = row; i < row + columns; ++i) {
       if (!reply.value(i, 11)) {
-        obstacle(fmt::format("{} has no column {}: correct depends_on", text(reply, i, 3),
-                             text(reply, i, 10)));
+        obstacle(
+            fmt::format("{} has no column {}: correct depends_on", quoted, text(reply, i, 10)));
         return;
       }
       if (!text(reply, i, 15).empty()) {
         obstacle(
             fmt::format("column {} of {} is generated: its values are not in the "
                         "log; name the columns that it is made of",
-                        text(reply, i, 11), text(reply, i, 3)));
+                        text(reply, i, 11), quoted));
         return;
       }
       if (!yes(reply, i, 12)) uncovered.emplace_back(text(reply, i, 11));
-      if (row == 0) name.watched.columns[static_cast<std::size_t>(i)] = text(reply, i, 11);
+      name.watched.columns[static_cast<std::size_t>(i - row)] = text(reply, i, 11);
     }
     result_.storage.emplace(text(reply, row, 16));
+    if (const auto member = reply.value(row, 17))
+      result_.storage.emplace(fmt::format("published {}", *member));
     if (!uncovered.empty()) identity(reply, row, uncovered);
+    if (text(reply, row, 0) == "1") continue;  // under its table's name
+    if (yes(reply, row, 14))
+      obstacle(
+          fmt::format("publication {} leaves out rows or columns of {}: as its owner "
+                      "ALTER PUBLICATION {} DROP TABLE {}, then `larder source prepare {}`",
+                      options_.publication, quoted, options_.publication, quoted, options_.source));
+    if (!heir && !yes(reply, row, 9))
+      warning(
+          fmt::format("the role may not read {}: as its owner GRANT SELECT ON "
+                      "{} TO {}",
+                      quoted, quoted, role_));
+    if (!yes(reply, row, 13)) publish(reply, row);
+    result_.tables.push_back(std::move(name));
   }
-  if (yes(reply, 0, 14))
-    obstacle(
-        fmt::format("publication {} leaves out rows or columns of {}: as its owner "
-                    "ALTER PUBLICATION {} DROP TABLE {}, then `larder source "
-                    "prepare {}`",
-                    options_.publication, quoted, options_.publication, quoted, options_.source));
-  if (!yes(reply, 0, 9))
-    warning(
-        fmt::format("the role may not read {}: as its owner GRANT SELECT ON "
-                    "{} TO {}",
-                    quoted, quoted, role_));
-  if (!yes(reply, 0, 13) && !published_[quoted]) {
-    published_[quoted] = true;
-    result_.steps.push_back(
-        {.sql = fmt::format("ALTER PUBLICATION {} ADD TABLE {}", options_.publication, quoted),
-         .why = fmt::format("changes of {} are to be sent", quoted),
-         .needs = yes(reply, 0, 7)
-                      ? std::string()
-                      : fmt::format("ownership of {} (role {})", quoted, text(reply, 0, 8))});
+}
+
+// Are changes of it in the log at all?
+bool Examiner::logged(const Reply& reply, int row) {
+  const std::string_view quoted = text(reply, row, 3);
+  const char kind = text(reply, row, 4).empty() ? ' ' : text(reply, row, 4).front();
+  const bool part = text(reply, row, 0) != "0";
+  if (kind != 'r' && kind != 'p') {
+    obstacle(part ? fmt::format("{} is a part of {} and no table of this server: changes of it are "
+                                "not in its log; name in depends_on what is",
+                                quoted, text(reply, 0, 3))
+                  : fmt::format("{} is not a table: depends_on has to name the tables behind it",
+                                quoted));
+    return false;
   }
-  result_.tables.push_back(std::move(name));
+  const std::string_view persistence = text(reply, row, 5);
+  if (persistence == "p") return true;
+  const bool temporary = persistence != "u";
+  obstacle(fmt::format("{} is {}: changes of it are not in the log. As its owner {} TABLE {}{}",
+                       quoted, temporary ? "temporary" : "unlogged", temporary ? "DROP" : "ALTER",
+                       quoted, temporary ? "" : " SET LOGGED"));
+  return false;
+}
+
+void Examiner::publish(const Reply& reply, int row) {
+  const std::string quoted(text(reply, row, 3));
+  if (std::exchange(published_[quoted], true)) return;
+  // Each heir has a step of its own.
+  const bool has_heirs = text(reply, reply.rows() - 1, 0) == "2";
+  result_.steps.push_back(
+      {.sql = fmt::format("ALTER PUBLICATION {} ADD TABLE {}{}", options_.publication,
+                          has_heirs ? "ONLY " : "", quoted),
+       .why = fmt::format("changes of {} are to be sent", quoted),
+       .needs = yes(reply, row, 7)
+                    ? std::string()
+                    : fmt::format("ownership of {} (role {})", quoted, text(reply, row, 8))});
 }
 
 void Examiner::identity(const Reply& reply, int row, const std::vector<std::string>& uncovered) {
@@ -275,6 +305,11 @@ void Examiner::publication(const Reply& reply) {
   constexpr std::string_view kWith =
       "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
   const bool exists = reply.rows() > 0;
+  if (exists) {
+    result_.storage.emplace(fmt::format("publication {}", text(reply, 0, 4)));
+    result_.noted = text(reply, 0, 5);
+    result_.may_note = yes(reply, 0, 2);
+  }
   if (exists && !yes(reply, 0, 0))
     result_.steps.push_back(
         {.sql = fmt::format("ALTER PUBLICATION {} SET ({})", name, kWith),
@@ -399,6 +434,16 @@ Task<Result<Preparation>> examine(Connection& db, PrepareOptions options, TimeUs
     examiner.table(options.watched[i], (*replies)[3 + i]);
   examiner.publication((*replies)[2]);
   co_return examiner.take();
+}
+
+Task<Result<void>> note(Connection& db, std::string publication, std::string line,
+                        TimeUs deadline) {
+  LARDER_ASSERT(line.find_first_of("'\\") == std::string::npos);
+  Command comment =
+      Command::query(fmt::format("COMMENT ON PUBLICATION {} IS '{}'", publication, line));
+  const auto done = co_await db.run_one(std::move(comment), deadline);
+  if (!done) co_return std::unexpected(done.error());
+  co_return Result<void>{};
 }
 
 Task<Result<void>> apply(Connection& db, Preparation preparation, TimeUs deadline) {

@@ -44,9 +44,12 @@ struct Preparation {
     bool vital = true;  // false: without it changes are seen, but many of them void everything
   };
   std::vector<TableName> tables;  // the watched tables that there are
-  // The files of the tables and their partitions. One that has gone means that rows have changed
-  // without a word in the log: a table was rewritten, a partition was detached, dropped, truncated.
+  // The files of the tables and their parts, and their places in the publication. Other ones mean
+  // that rows may have changed without a word in the log: a table was rewritten or not published
+  // for a while; a partition was attached with its rows, detached, dropped, truncated.
   std::set<std::string> storage;
+  std::string noted;  // what note() has left there
+  bool may_note = false;
   std::vector<Step> steps;  // in one transaction
   std::vector<Step> slot;   // afterwards; the feed does it itself, too
   // What no statement of an application's role cures, and what does.
@@ -65,6 +68,10 @@ struct Preparation {
 
 // `db`: an ordinary connection. Suspends.
 Task<Result<Preparation>> examine(Connection& db, PrepareOptions options, TimeUs deadline);
+
+// Leaves a line with the publication, for the next one who reads: what he finds in
+// Preparation::noted. Takes the right to alter the publication. Suspends.
+Task<Result<void>> note(Connection& db, std::string publication, std::string line, TimeUs deadline);
 
 // Runs the steps in one transaction, then those of the slot. Creating a slot waits for the
 // transactions that run to end. Suspends. Errors also: source_refused, naming the statement.

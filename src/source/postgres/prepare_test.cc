@@ -149,6 +149,22 @@ TEST_F(PostgresPrepareTest, PartitionsDecideWhatIsLogged) {
   EXPECT_TRUE(look().works());
 }
 
+TEST_F(PostgresPrepareTest, EveryPartMustBeLogged) {
+  other_->exec("CREATE UNLOGGED TABLE heir(PRIMARY KEY (id)) INHERITS (item)");
+  EXPECT_THAT(look().obstacles, ElementsAre(HasSubstr("ALTER TABLE public.heir SET LOGGED")));
+  other_->exec("ALTER TABLE heir SET LOGGED");
+  const Preparation first = look();
+  EXPECT_THAT(first.obstacles, IsEmpty());
+  EXPECT_THAT(sql(first), Contains(HasSubstr("FOR TABLE ONLY public.item, ONLY public.heir")));
+  ASSERT_TRUE(apply_now(url_, first, soon()));
+  EXPECT_TRUE(look().complete()) << look().why_not("shop");
+  EXPECT_EQ(look().tables.size(), 4U);
+  other_->exec("CREATE TABLE parts(id integer) PARTITION BY RANGE (id)");
+  other_->exec("CREATE UNLOGGED TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10)");
+  options_.watched = {{7, "parts", {"id"}}};
+  EXPECT_THAT(look().obstacles, ElementsAre(HasSubstr("parts_1 is unlogged")));
+}
+
 TEST_F(PostgresPrepareTest, WhatCannotBeFollowed) {
   other_->exec("CREATE VIEW seen AS SELECT * FROM item");
   other_->exec("CREATE UNLOGGED TABLE fast(id integer PRIMARY KEY)");
