@@ -9,7 +9,7 @@ namespace {
 
 struct MariadbHarness {
   using Loop = RuntimeLoop;
-  static constexpr bool kFeed = false;
+  static constexpr bool kFeed = true;
   static constexpr bool kChanges = false;
   static bool available() { return mariadb::testing::Server::available(); }
 
@@ -23,6 +23,7 @@ struct MariadbHarness {
                                   .url = url,
                                   .pool = 2,
                                   .queue = 16,
+                                  .heartbeat_us = 20 * kMillisecond,
                                   .statements = std::move(statements),
                                   .watched = std::move(watched)});
   }

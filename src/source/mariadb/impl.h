@@ -10,6 +10,7 @@
 
 #include "base/sync.h"
 #include "source/mariadb/connection.h"
+#include "source/mariadb/feed.h"
 #include "source/mariadb/mariadb.h"
 #include "source/mariadb/numbers.h"
 #include "source/mariadb/values.h"
@@ -94,8 +95,11 @@ class Setup {
     Reply columns;                                          // without rows
     std::size_t parameters = 0;
   };
-  static Result<std::unique_ptr<Setup>> open(const std::string& url);
+  // `patience`: of connecting, and of each answer.
+  static Result<std::unique_ptr<Setup>> open(const std::string& url,
+                                             DurationUs patience = 10 * kSecond);
   Result<Reply> query(const std::string& sql);
+  MYSQL* raw() const { return mysql_.get(); }
   Result<Described> describe(const std::string& sql);
 
  private:
@@ -146,6 +150,7 @@ class Impl final : public MariadbSource {
   Result<void> check_watched(Setup& db, const WatchedTable& table);
   Task<Result<std::unique_ptr<Session>>> open_session(TimeUs deadline);
   void end_setup() LARDER_EXCLUDES(setup_mutex_);
+  Result<void> open_feed(Setup& db);
 
   // load.cc; on the session's loop
   Task<Result<void>> load_on(Session& session, Load& load);
@@ -179,8 +184,14 @@ class Impl final : public MariadbSource {
   std::unique_ptr<Setup> setup_ LARDER_GUARDED_BY(setup_mutex_);  // until the first load or write
   std::atomic<bool> set_up_{false};                               // there is one
 
+  std::unique_ptr<Feed> feed_;  // null: there is none
   std::unique_ptr<SessionPool> pool_;
 };
+
+// Which server, and which log, of this process's view: by the reply to kIncarnationSql.
+inline constexpr std::string_view kIncarnationSql =
+    "SELECT @@server_id, @@hostname, @@port, @@datadir";
+std::uint64_t incarnation_of(Reply& reply, std::uint64_t salt);
 
 // The parameters of a statement, in the order of its placeholders. `code`: of the error.
 Result<Literals> literals_of(const SqlText& sql, const Params& params, ErrorCode code,

@@ -29,6 +29,7 @@ struct Options {
   DurationUs statement_timeout_us = 30 * kSecond;
   // fleet: our numbers mean nothing to other nodes, so that there are no snapshots then.
   FeedFor feed_for = FeedFor::node;
+  DurationUs heartbeat_us = 200 * kMillisecond;  // of the feed
   std::vector<LoadStatement> statements;
   std::vector<WatchedTable> watched;
   obs::Registry* metrics = nullptr;  // may be null; else outlives the source

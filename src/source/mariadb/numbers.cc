@@ -47,6 +47,15 @@ std::vector<Numbers::Doubt> Numbers::doubts(std::uint64_t server, std::size_t mo
   return out;
 }
 
+policy::TxnId Numbers::begin_log(LogPosition at) {
+  {
+    const MutexLock lock(mutex_);
+    told_.clear();
+    forgotten_ = {};
+  }
+  return tell(at);
+}
+
 policy::TxnId Numbers::tell(LogPosition end) {
   const MutexLock lock(mutex_);
   follows_ = true;

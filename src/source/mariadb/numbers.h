@@ -54,6 +54,9 @@ class Numbers {
   // Those of that server, `most` at most.
   std::vector<Doubt> doubts(std::uint64_t server, std::size_t most) const;
 
+  // A log is read from here on, be it another one than before. The number of all that ends before:
+  // what has not seen it has to be void, and then nothing more need be known of what was told.
+  policy::TxnId begin_log(LogPosition at);
   // A transaction ends here in the server's log. Ascending. Bounded: of the oldest it is remembered
   // only that a snapshot from before them claims nothing.
   policy::TxnId tell(LogPosition end);

@@ -6,6 +6,7 @@
 
 #include "base/hash.h"
 #include "source/mariadb/impl.h"
+#include "source/mariadb/prepare.h"
 
 namespace larder::source::mariadb {
 namespace {
@@ -32,7 +33,7 @@ Result<void> only_placeholders(const SqlText& sql, std::size_t parameters) {
 
 // ---- Setup ----
 
-Result<std::unique_ptr<Setup>> Setup::open(const std::string& text) {
+Result<std::unique_ptr<Setup>> Setup::open(const std::string& text, DurationUs patience_us) {
   const auto url = Url::parse(text);
   if (!url) return std::unexpected(url.error());
   std::vector<Host> hosts = url->hosts;
@@ -44,7 +45,7 @@ Result<std::unique_ptr<Setup>> Setup::open(const std::string& text) {
     MYSQL* const mysql = setup->mysql_.get();
     if (!mysql) return fail(ErrorCode::out_of_memory, "no memory for a connection", "mariadb");
     set_options(mysql, *url);
-    const unsigned int patience = 10;  // seconds
+    const auto patience = static_cast<unsigned int>(patience_us / kSecond);
     for (const auto option :
          {MYSQL_OPT_CONNECT_TIMEOUT, MYSQL_OPT_READ_TIMEOUT, MYSQL_OPT_WRITE_TIMEOUT})
       mysql_options(mysql, option, &patience);
@@ -141,14 +142,12 @@ Result<void> Impl::open() {
     if (auto checked = check_watched(**setup, table); !checked)
       return std::unexpected(config_error(checked.error(), where, "mariadb"));
   // Our numbers are this process's own: they order nothing for nodes that share an engine.
-  capabilities_ = {.kind = "mariadb",
-                   .snapshots = options_.feed_for == FeedFor::node,
-                   .number_texts = true,
-                   .why_no_feed =
-                       "this version does not read MariaDB's binary log: changes by "
-                       "others show when an entry's ttl ends, or by LARDER.INVALIDATE"};
+  capabilities_ = {
+      .kind = "mariadb", .snapshots = options_.feed_for == FeedFor::node, .number_texts = true};
   std::random_device device;
   salt_ = (std::uint64_t{device()} << 32U) | device();
+  if (auto fed = open_feed(**setup); !fed)
+    return std::unexpected(config_error(fed.error(), where, "mariadb"));
   pool_ = std::make_unique<SessionPool>(
       SessionPool::Options{.name = options_.name,
                            .most = std::max(1U, options_.pool),
@@ -265,25 +264,68 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
   batch.add(
       "SET SESSION tx_isolation = IF(@@tx_isolation = 'READ-UNCOMMITTED', 'READ-COMMITTED', "
       "@@tx_isolation)");
-  batch.add(fmt::format(
-      "SELECT @@server_id, @@hostname, @@port, @@datadir, @@max_allowed_packet, GET_LOCK('{}', 0)",
-      session->lock));
+  batch.add(std::string(kIncarnationSql));
+  batch.add(fmt::format("SELECT @@max_allowed_packet, GET_LOCK('{}', 0)", session->lock));
   auto replies = co_await connection.run(std::move(batch), deadline);
   if (!replies) co_return std::unexpected(replies.error());
   Reply& facts = replies->back();
   if (!facts.ok()) co_return std::unexpected(facts.error());
-  if (!facts.next() || facts.value(5) != "1")
+  if (!facts.next() || facts.value(1) != "1")
     co_return fail(ErrorCode::source_down,
                    connection.name() + " does not give a lock that nobody else can have",
                    "mariadb");
-  std::string who;
-  for (unsigned i = 0; i < 4; ++i) who += std::string(facts.value(i).value_or("")) + '\n';
-  session->server = mix64(salt_ ^ hash_bytes(who, salt_)) | 1U;  // never 0
-  const std::string_view packet = facts.value(4).value_or("");
+  session->server = incarnation_of((*replies)[replies->size() - 2], salt_);
+  const std::string_view packet = facts.value(0).value_or("");
   std::from_chars(packet.data(), packet.data() + packet.size(), session->most_packet);
   co_return session;
 }
 
-Task<void> Impl::run_feed(TaskGroup&, ChangeSink) { co_return; }
+std::uint64_t incarnation_of(Reply& reply, std::uint64_t salt) {
+  std::string who;
+  if (reply.next())
+    for (unsigned i = 0; i < reply.columns(); ++i)
+      who += std::string(reply.value(i).value_or("")) + '\n';
+  return mix64(salt ^ hash_bytes(who, salt)) | 1U;  // never 0
+}
+
+Result<void> Impl::open_feed(Setup& db) {
+  if (options_.feed_for == FeedFor::fleet) {
+    capabilities_.why_no_feed =
+        "nodes that share an engine would need numbers of transactions that all of them know, "
+        "and MariaDB gives none before COMMIT: changes by others show when an entry's ttl ends, "
+        "or by LARDER.INVALIDATE";
+    return {};
+  }
+  if (options_.watched.empty()) {
+    capabilities_.why_no_feed =
+        "no cache of this source declares depends_on: there is nothing to watch";
+    return {};
+  }
+  auto facts = examine_log(db, options_.watched);
+  if (!facts) return std::unexpected(std::move(facts.error()));
+  if (facts->works()) {
+    auto refused = try_to_read(options_.url, *facts);
+    if (!refused) return std::unexpected(std::move(refused.error()));
+    if (!refused->empty()) facts->obstacles.push_back(std::move(*refused));
+  }
+  capabilities_.feed = facts->works();
+  if (!capabilities_.feed) {
+    capabilities_.why_no_feed = facts->why_not();
+    return {};
+  }
+  capabilities_.feed_rests_on = kRestsOn;
+  feed_ = std::make_unique<Feed>(FeedOptions{.name = options_.name,
+                                             .url = options_.url,
+                                             .watched = options_.watched,
+                                             .heartbeat_us = options_.heartbeat_us,
+                                             .salt = salt_,
+                                             .log = options_.log},
+                                 numbers_);
+  return {};
+}
+
+Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
+  if (feed_) co_await feed_->run(group, std::move(sink));
+}
 
 }  // namespace larder::source::mariadb
