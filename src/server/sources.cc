@@ -68,6 +68,21 @@ DurationUs longest_wait(const cache::SourceSpec& spec,
   return longest;
 }
 
+// What a feed needs so that the bounds of the source's caches hold: several heartbeats, and two
+// looks at what it rests on.
+struct FeedTimes {
+  DurationUs heartbeat = 200 * kMillisecond;
+  DurationUs check = 10 * kSecond;
+
+  FeedTimes(const cache::SourceSpec& spec, const std::vector<cache::CacheSpec>& caches) {
+    for (const cache::CacheSpec& cache : caches) {
+      if (cache.source != spec.name || cache.bound_us == 0) continue;
+      heartbeat = std::clamp(cache.bound_us / 5, 10 * kMillisecond, heartbeat);
+      check = std::clamp(cache.bound_us / 2, 20 * kMillisecond, check);
+    }
+  }
+};
+
 Opened open_mariadb(const cache::SourceSpec& spec, const config::Config& config,
                     obs::Registry& metrics, Log log) {
   const auto& caches = config.caches;
@@ -78,6 +93,7 @@ Opened open_mariadb(const cache::SourceSpec& spec, const config::Config& config,
                                      .queue = spec.queue,
                                      .statement_timeout_us = longest_wait(spec, caches),
                                      .feed_for = feed_for(config),
+                                     .heartbeat_us = FeedTimes(spec, caches).heartbeat,
                                      .statements = cache::Node::load_statements(caches, spec.name),
                                      .watched = cache::Node::watched_tables(caches, spec.name),
                                      .metrics = &metrics,
@@ -89,16 +105,7 @@ Opened open_mariadb(const cache::SourceSpec& spec, const config::Config& config,
 Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config,
                      obs::Registry& metrics, Log log) {
   const auto& caches = config.caches;
-  // A bound needs several heartbeats.
-  constexpr DurationUs kHeartbeat = 200 * kMillisecond;
-  DurationUs heartbeat = kHeartbeat;
-  DurationUs check = 10 * kSecond;
-  for (const cache::CacheSpec& cache : caches) {
-    if (cache.source != spec.name) continue;
-    if (cache.bound_us == 0) continue;
-    heartbeat = std::clamp(cache.bound_us / 5, 10 * kMillisecond, heartbeat);
-    check = std::clamp(cache.bound_us / 2, 20 * kMillisecond, check);
-  }
+  const FeedTimes times(spec, caches);
   const std::string feed = source::postgres::feed_name(config.engine.name_space, spec.name);
   auto opened = source::postgres::open_postgres(
       {.name = spec.name,
@@ -109,8 +116,8 @@ Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config
        .feed_for = feed_for(config),
        .slot = feed,
        .publication = feed,
-       .heartbeat_us = heartbeat,
-       .check_us = check,
+       .heartbeat_us = times.heartbeat,
+       .check_us = times.check,
        .slot_limit_bytes = spec.slot_limit_bytes,
        .statements = cache::Node::load_statements(caches, spec.name),
        .watched = cache::Node::watched_tables(caches, spec.name),

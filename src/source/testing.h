@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sqlite3.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
@@ -15,10 +16,12 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/loop.h"
 #include "base/task.h"
 #include "net/runtime.h"
+#include "source/source.h"
 
 namespace larder::source::testing {
 
@@ -230,6 +233,49 @@ class OtherClient {
 
  private:
   sqlite3* db_ = nullptr;
+};
+
+// Collects what a feed delivers.
+struct Sink {
+  std::vector<ChangeBatch> batches;
+  int refuse = 0;                 // so many batches with changes
+  std::vector<FeedOrder> orders;  // given one a batch, then none
+
+  ChangeSink sink() {
+    return [this](ChangeBatch batch) { return take(*this, std::move(batch)); };
+  }
+  static Task<Result<FeedOrder>> take(Sink& self, ChangeBatch batch) {
+    if (self.refuse > 0 && !batch.changes.empty()) {
+      --self.refuse;
+      co_return fail(ErrorCode::io, "the engine is down");
+    }
+    self.batches.push_back(std::move(batch));
+    FeedOrder order;
+    if (!self.orders.empty()) {
+      order = self.orders.front();
+      self.orders.erase(self.orders.begin());
+    }
+    co_return order;
+  }
+  bool everything() const { return std::ranges::any_of(batches, &ChangeBatch::everything); }
+  // "watched:value,value" of every change.
+  std::vector<std::string> changes() const {
+    std::vector<std::string> out;
+    for (const auto& batch : batches)
+      for (const auto& change : batch.changes) out.push_back(text(change));
+    return out;
+  }
+  static std::string text(const RowChange& change) {
+    std::string out = std::to_string(change.watched_id) + ":";
+    for (std::size_t i = 0; i < change.values.size(); ++i)
+      out += (i > 0 ? "," : "") + change.values[i].value_or("NULL");
+    return out;
+  }
+  TimeUs heartbeat() const {
+    TimeUs last = 0;
+    for (const auto& batch : batches) last = std::max(last, batch.heartbeat);
+    return last;
+  }
 };
 
 }  // namespace larder::source::testing

@@ -238,7 +238,7 @@ Result<std::optional<LoggedTransaction>> BinlogReader::take(std::string_view eve
   Bytes header(event.substr(0, kHeader));
   header.take(4);
   const auto type = static_cast<std::uint8_t>(header.number(1));
-  header.take(4);
+  const std::uint64_t server = header.number(4);
   const std::uint64_t size = header.number(4);
   const std::uint64_t next = header.number(4);
   const auto flags = static_cast<std::uint16_t>(header.number(2));
@@ -259,7 +259,7 @@ Result<std::optional<LoggedTransaction>> BinlogReader::take(std::string_view eve
   switch (type) {
     case kFormat: done = format(body); break;
     case kRotate: done = rotate(body); break;
-    case kGtid: done = gtid(body); break;
+    case kGtid: done = gtid(body, server); break;
     case kQuery: done = query(body); break;
     case kTableMap: done = table_map(body); break;
     case kWriteRows:
@@ -346,11 +346,13 @@ Result<void> BinlogReader::rotate(Bytes body) {
   return {};
 }
 
-Result<void> BinlogReader::gtid(Bytes body) {
-  body.take(8 + 4);
+Result<void> BinlogReader::gtid(Bytes body, std::uint64_t server) {
+  const std::uint64_t number = body.number(8);
+  const std::uint64_t domain = body.number(4);
   const std::uint64_t flags = body.number(1);
   if (body.failed()) return unreadable("a GTID");
   transaction_ = {};
+  transaction_.gtid = fmt::format("{}-{}-{}", domain, server, number);
   mapped_.clear();
   standalone_ = (flags & kFlagStandalone) != 0;
   return {};

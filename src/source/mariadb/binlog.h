@@ -47,6 +47,7 @@ struct LoggedTransaction {
   bool everything = false;      // then there are no changes
   bool tables_changed = false;  // look them up again; what follows cannot be read before
   std::string why;              // everything, or tables_changed
+  std::string gtid;             // "0-7-123", as @@last_gtid gives it
   LogPosition end;
 };
 
@@ -83,7 +84,7 @@ class BinlogReader {
 
   Result<void> format(Bytes body);
   Result<void> rotate(Bytes body);
-  Result<void> gtid(Bytes body);
+  Result<void> gtid(Bytes body, std::uint64_t server);
   Result<void> query(Bytes body);
   Result<void> table_map(Bytes body);
   Result<void> rows(Bytes body, std::uint8_t type);

@@ -23,6 +23,7 @@ constexpr resilience::BackoffLimits kReconnect = {.first_us = 50 * kMillisecond,
 constexpr DurationUs kRefusedPause = 50 * kMillisecond;
 constexpr DurationUs kConnectPatience = 3 * kSecond;
 constexpr DurationUs kPatience = 10 * kSecond;
+constexpr DurationUs kOwnPatience = 2 * kMillisecond;
 constexpr std::size_t kMostRows = 20'000;  // that wait to be delivered, but for one transaction
 constexpr std::size_t kBatchRows = 1'000;
 
@@ -235,7 +236,7 @@ Task<Result<void>> Feed::follow(Period& period, TaskGroup& group, const ChangeSi
     ChangeBatch batch{.changes = {}, .source_id = source_id};
     for (std::size_t i = 0; i < taken.transactions.size(); ++i) {
       LoggedTransaction& transaction = taken.transactions[i];
-      const policy::TxnId x = numbers_.tell(transaction.end);
+      const auto x = co_await number_of(transaction, group);
       if (transaction.everything) {
         if (options_.log)
           options_.log(fmt::format("source {}: {}: all entries of the source are void",
@@ -282,6 +283,20 @@ Task<Result<void>> Feed::follow(Period& period, TaskGroup& group, const ChangeSi
     }
     co_await taken.wake->wait_until(asked || !begun ? now + kSecond : ask_at);
   }
+}
+
+// One of our own has a number already. Its COMMIT may not have been answered yet: the answer is on
+// its way together with what the log says.
+Task<policy::TxnId> Feed::number_of(const LoggedTransaction& transaction, TaskGroup& group) {
+  const TimeUs until = monotonic_now_us() + kOwnPatience;
+  for (;;) {
+    const bool committing = numbers_.committing();
+    if (const auto known = numbers_.ours(transaction.gtid)) co_return *known;
+    const TimeUs now = monotonic_now_us();
+    if (!committing || now >= until || group.stopping()) break;
+    co_await group.sleep_until(now + kOwnPatience / 8);
+  }
+  co_return numbers_.tell(transaction.end);
 }
 
 Task<Result<void>> Feed::deliver(ChangeBatch batch, TaskGroup& group, const ChangeSink& sink) {

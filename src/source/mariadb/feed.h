@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "source/mariadb/binlog.h"
 #include "source/mariadb/numbers.h"
 #include "source/mariadb/url.h"
 #include "source/source.h"
@@ -42,6 +43,7 @@ class Feed {
   Task<Result<void>> read(TaskGroup& group, const ChangeSink& sink);
   Task<Result<void>> follow(Period& period, TaskGroup& group, const ChangeSink& sink);
   Task<Result<void>> deliver(ChangeBatch batch, TaskGroup& group, const ChangeSink& sink);
+  Task<policy::TxnId> number_of(const LoggedTransaction& transaction, TaskGroup& group);
   Task<void> interrupt_at_stop(TaskGroup& group);
   void note(std::string condition);
 

@@ -18,7 +18,7 @@ std::unexpected<Error> failed(MYSQL* mysql) {
                             one_line(mysql_error(mysql))),
                 "mariadb");
   return fail(ErrorCode::source_refused,
-              fmt::format("{} ({})", one_line(mysql_error(mysql)), number), "mariadb");
+              fmt::format("{} (error {})", one_line(mysql_error(mysql)), number), "mariadb");
 }
 
 }  // namespace

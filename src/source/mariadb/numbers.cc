@@ -38,6 +38,40 @@ void Numbers::doubt(policy::TxnId x, std::string name) {
   if (const auto found = open_.find(x); found != open_.end()) found->second.lock = std::move(name);
 }
 
+void Numbers::committed(policy::TxnId x, std::string gtid) {
+  const MutexLock lock(mutex_);
+  if (!follows_ || !ours_.emplace(gtid, x).second) return;
+  ours_order_.push_back(std::move(gtid));
+  if (ours_order_.size() <= kMostTold) return;
+  ours_.erase(ours_order_.front());
+  ours_order_.pop_front();
+}
+
+std::optional<policy::TxnId> Numbers::ours(const std::string& gtid) {
+  const MutexLock lock(mutex_);
+  const auto found = ours_.find(gtid);
+  if (found == ours_.end()) return std::nullopt;
+  const policy::TxnId x = found->second;
+  ours_.erase(found);
+  std::erase(ours_order_, gtid);
+  return x;
+}
+
+void Numbers::commit_begins() {
+  const MutexLock lock(mutex_);
+  ++committing_;
+}
+
+void Numbers::commit_ends() {
+  const MutexLock lock(mutex_);
+  --committing_;
+}
+
+bool Numbers::committing() const {
+  const MutexLock lock(mutex_);
+  return committing_ > 0;
+}
+
 std::vector<Numbers::Doubt> Numbers::doubts(std::uint64_t server, std::size_t most) const {
   std::vector<Doubt> out;
   const MutexLock lock(mutex_);

@@ -14,6 +14,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/sync.h"
@@ -51,6 +52,13 @@ class Numbers {
   // It has been committed, or never will be.
   void end(policy::TxnId x);
   void doubt(policy::TxnId x, std::string lock);
+  // It has been committed under this GTID, by which the log will name it. Bounded: of the oldest it
+  // is forgotten that they were ours.
+  void committed(policy::TxnId x, std::string gtid);
+  // COMMITs that have been sent and not been answered.
+  void commit_begins();
+  void commit_ends();
+  bool committing() const;
   // Those of that server, `most` at most.
   std::vector<Doubt> doubts(std::uint64_t server, std::size_t most) const;
 
@@ -60,6 +68,8 @@ class Numbers {
   // A transaction ends here in the server's log. Ascending. Bounded: of the oldest it is remembered
   // only that a snapshot from before them claims nothing.
   policy::TxnId tell(LogPosition end);
+  // The number that it has already, if it is one of ours. Once.
+  std::optional<policy::TxnId> ours(const std::string& gtid);
   // Has anybody ever told? Else loads need not ask for their place in the log.
   bool follows_log() const;
 
@@ -86,6 +96,9 @@ class Numbers {
   std::deque<Told> told_ LARDER_GUARDED_BY(mutex_);
   LogPosition forgotten_ LARDER_GUARDED_BY(mutex_);
   bool follows_ LARDER_GUARDED_BY(mutex_) = false;
+  std::unordered_map<std::string, policy::TxnId> ours_ LARDER_GUARDED_BY(mutex_);
+  std::deque<std::string> ours_order_ LARDER_GUARDED_BY(mutex_);
+  std::size_t committing_ LARDER_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace larder::source::mariadb

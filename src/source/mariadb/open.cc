@@ -314,6 +314,7 @@ Result<void> Impl::open_feed(Setup& db) {
     return {};
   }
   capabilities_.feed_rests_on = kRestsOn;
+  capabilities_.echoes = true;
   feed_ = std::make_unique<Feed>(FeedOptions{.name = options_.name,
                                              .url = options_.url,
                                              .watched = options_.watched,

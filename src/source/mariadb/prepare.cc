@@ -75,7 +75,7 @@ Result<void> Examiner::settings() {
   if (text(*reply, 3) != "0") obstacle("log_bin_compress is on: SET GLOBAL log_bin_compress = 0");
   auto end = db_.query("SHOW MASTER STATUS");
   if (!end) {
-    if (end.error().message.contains(fmt::format("({})", kNoRight))) {
+    if (end.error().message.contains(fmt::format("(error {})", kNoRight))) {
       obstacle(fmt::format("the user may not see the binary log: {}", kGrant));
       return {};
     }

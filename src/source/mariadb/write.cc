@@ -170,6 +170,8 @@ Task<Result<void>> Impl::commit(SessionPool::Lease lease, policy::TxnId number, 
   Result<void> done;
   Script script;
   script.add("COMMIT");
+  if (feed_) script.add("SELECT @@last_gtid");
+  numbers_.commit_begins();
   auto replies = co_await run(*lease, script, deadline);
   if (!replies) {
     const bool late = replies.error().code == ErrorCode::timeout;
@@ -183,8 +185,11 @@ Task<Result<void>> Impl::commit(SessionPool::Lease lease, policy::TxnId number, 
       done = std::unexpected(replies->front().error());
     else
       lease->open = false;
+    if (Reply& gtid = replies->back(); replies->size() == 2 && gtid.ok() && gtid.next())
+      numbers_.committed(number, std::string(gtid.value(0).value_or("")));
     numbers_.end(number);
   }
+  numbers_.commit_ends();
   const bool down = lease->broken();
   lease->settle();
   lease.give_back();
