@@ -4,6 +4,7 @@
 #include "cache/node.h"
 #include "commands.h"
 #include "server/sources.h"
+#include "source/mariadb/mariadb.h"
 #include "source/postgres/prepare.h"
 #include "source/sqlite/prepare.h"
 #include "source/sqlite/sqlite.h"
@@ -94,6 +95,17 @@ int prepare_postgres(const cache::SourceSpec& spec, const config::Config& config
   return kDone;
 }
 
+// Whatever is missing is an administrator's business.
+int look_at_mariadb(const cache::SourceSpec& spec,
+                    const std::vector<source::WatchedTable>& watched) {
+  const auto missing = source::mariadb::what_is_missing(spec.url, watched);
+  if (!missing) return complain(missing.error());
+  for (const std::string& line : *missing) fmt::print("-- {}\n", line);
+  if (!missing->empty()) return kFailed;
+  fmt::print("nothing to do: {} tells of changes by its binary log\n", spec.display_url);
+  return kDone;
+}
+
 int prepare(const Options& options) {
   const auto config = load_or_complain(options.file);
   if (!config) return kUsage;
@@ -109,13 +121,8 @@ int prepare(const Options& options) {
   }
   if (spec->url.starts_with("postgres:") || spec->url.starts_with("postgresql:"))
     return prepare_postgres(*spec, *config, watched, options.dry_run);
-  if (spec->url.starts_with("mariadb:") || spec->url.starts_with("mysql:")) {
-    fmt::print(stderr,
-               "{}: this version does not read MariaDB's binary log, so that there is nothing to "
-               "prepare\n",
-               spec->display_url);
-    return kFailed;
-  }
+  if (spec->url.starts_with("mariadb:") || spec->url.starts_with("mysql:"))
+    return look_at_mariadb(*spec, watched);
   return prepare_sqlite(*spec, watched, options.dry_run);
 }
 

@@ -150,7 +150,7 @@ class Impl final : public MariadbSource {
   Result<void> check_watched(Setup& db, const WatchedTable& table);
   Task<Result<std::unique_ptr<Session>>> open_session(TimeUs deadline);
   void end_setup() LARDER_EXCLUDES(setup_mutex_);
-  Result<void> open_feed(Setup& db);
+  Result<void> open_feed();
 
   // load.cc; on the session's loop
   Task<Result<void>> load_on(Session& session, Load& load);

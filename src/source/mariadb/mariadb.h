@@ -54,6 +54,11 @@ class MariadbSource : public Source {
 // Errors (config) quote nothing of the URL, which may hold a password.
 Result<void> check_url(const std::string& url);
 
+// What keeps a node from learning of changes of these tables by the server's log, and what to do
+// about it: one line each; none if nothing does. Blocks.
+Result<std::vector<std::string>> what_is_missing(const std::string& url,
+                                                 const std::vector<WatchedTable>& watched);
+
 // Connects, checks every statement against the database. Blocks; call at start. Load and write from
 // loops of net::Runtime. The source goes when nothing of it runs any more, before its loops do.
 // Errors (config) say which statement, and what the database said; source_down.

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
@@ -6,7 +7,6 @@
 
 #include "base/hash.h"
 #include "source/mariadb/impl.h"
-#include "source/mariadb/prepare.h"
 
 namespace larder::source::mariadb {
 namespace {
@@ -146,7 +146,7 @@ Result<void> Impl::open() {
       .kind = "mariadb", .snapshots = options_.feed_for == FeedFor::node, .number_texts = true};
   std::random_device device;
   salt_ = (std::uint64_t{device()} << 32U) | device();
-  if (auto fed = open_feed(**setup); !fed)
+  if (auto fed = open_feed(); !fed)
     return std::unexpected(config_error(fed.error(), where, "mariadb"));
   pool_ = std::make_unique<SessionPool>(
       SessionPool::Options{.name = options_.name,
@@ -288,7 +288,7 @@ std::uint64_t incarnation_of(Reply& reply, std::uint64_t salt) {
   return mix64(salt ^ hash_bytes(who, salt)) | 1U;  // never 0
 }
 
-Result<void> Impl::open_feed(Setup& db) {
+Result<void> Impl::open_feed() {
   if (options_.feed_for == FeedFor::fleet) {
     capabilities_.why_no_feed =
         "nodes that share an engine would need numbers of transactions that all of them know, "
@@ -301,18 +301,11 @@ Result<void> Impl::open_feed(Setup& db) {
         "no cache of this source declares depends_on: there is nothing to watch";
     return {};
   }
-  auto facts = examine_log(db, options_.watched);
-  if (!facts) return std::unexpected(std::move(facts.error()));
-  if (facts->works()) {
-    auto refused = try_to_read(options_.url, *facts);
-    if (!refused) return std::unexpected(std::move(refused.error()));
-    if (!refused->empty()) facts->obstacles.push_back(std::move(*refused));
-  }
-  capabilities_.feed = facts->works();
-  if (!capabilities_.feed) {
-    capabilities_.why_no_feed = facts->why_not();
-    return {};
-  }
+  auto missing = what_is_missing(options_.url, options_.watched);
+  if (!missing) return std::unexpected(std::move(missing.error()));
+  capabilities_.feed = missing->empty();
+  capabilities_.why_no_feed = fmt::format("{}", fmt::join(*missing, "; "));
+  if (!capabilities_.feed) return {};
   capabilities_.feed_rests_on = kRestsOn;
   capabilities_.echoes = true;
   feed_ = std::make_unique<Feed>(FeedOptions{.name = options_.name,

@@ -195,7 +195,8 @@ Result<LogFacts> examine_log(Setup& db, const std::vector<WatchedTable>& watched
   return facts;
 }
 
-Result<std::string> try_to_read(const std::string& url, const LogFacts& facts) {
+// May this user read the log? Opens a connection of its own for it. "" or the obstacle.
+static Result<std::string> try_to_read(const std::string& url, const LogFacts& facts) {
   auto db = Setup::open(url);
   if (!db) return std::unexpected(std::move(db.error()));
   const auto stream = LogStream::open(std::move(*db), facts.file, facts.end.offset);
@@ -205,6 +206,20 @@ Result<std::string> try_to_read(const std::string& url, const LogFacts& facts) {
   if (event.error().code == ErrorCode::source_down) return std::unexpected(event.error());
   return fmt::format("the user may not read the binary log ({}): {}", event.error().message,
                      kGrant);
+}
+
+Result<std::vector<std::string>> what_is_missing(const std::string& url,
+                                                 const std::vector<WatchedTable>& watched) {
+  auto db = Setup::open(url);
+  if (!db) return std::unexpected(std::move(db.error()));
+  auto facts = examine_log(**db, watched);
+  if (!facts) return std::unexpected(std::move(facts.error()));
+  if (facts->works()) {
+    auto refused = try_to_read(url, *facts);
+    if (!refused) return std::unexpected(std::move(refused.error()));
+    if (!refused->empty()) facts->obstacles.push_back(std::move(*refused));
+  }
+  return std::move(facts->obstacles);
 }
 
 }  // namespace larder::source::mariadb

@@ -21,13 +21,10 @@ struct LogFacts {
   std::vector<LoggedTable> tables;
 
   bool works() const { return obstacles.empty(); }
-  std::string why_not() const;
+  std::string why_not() const;  // in one line
 };
 
 // Errors are those of the connection. Blocks.
 Result<LogFacts> examine_log(Setup& db, const std::vector<WatchedTable>& watched);
-
-// May this user read the log? Opens a connection of its own for it. "" or the obstacle. Blocks.
-Result<std::string> try_to_read(const std::string& url, const LogFacts& facts);
 
 }  // namespace larder::source::mariadb
