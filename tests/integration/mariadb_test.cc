@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <sstream>
 #include <thread>
 
 #include "server/instance.h"
@@ -80,13 +81,14 @@ class MariadbNodeTest : public testing::Test {
     sql("INSERT INTO product SELECT seq, CONCAT('p', seq), seq + 0.10, NULL, true FROM "
         "seq_1_to_200");
     sql("INSERT INTO stock VALUES (1, 5)");
-    auto config = config::load_config(replaced(std::string(kConfig), "{URL}", url_), "test");
+    auto config = config::load_config(replaced(text(), "{URL}", url_), "test");
     ASSERT_TRUE(config) << config::to_string(config.error());
     auto started = Instance::start(*config);
     ASSERT_TRUE(started) << to_string(started.error());
     instance_ = std::move(*started);
   }
 
+  virtual std::string text() const { return std::string(kConfig); }
   // As somebody else's program would.
   void sql(const std::string& text) { OtherClient(url_).exec(text); }
   std::string rows(const std::string& text) { return OtherClient(url_).query(text); }
@@ -226,6 +228,82 @@ TEST_F(MariadbNodeTest, StartsOnlyWithStatementsThatTheDatabaseTakes) {
               HasSubstr("Unknown column 'm'"));
   EXPECT_THAT(refusal("127.0.0.1:" + std::to_string(Server::get().port()), "127.0.0.1:1"),
               HasSubstr("connect to server"));
+}
+
+// The same node, which reads the database's log.
+class MariadbLogTest : public MariadbNodeTest {
+ protected:
+  std::string text() const override {
+    return replaced(replaced(std::string(kConfig), "tags = [\"all-products\"]",
+                             "depends_on = [\"product(id -> id)\"]\nconsistency = \"bounded:1s\""),
+                    "increment =", "depends_on = [\"stock(id -> id)\"]\nincrement =");
+  }
+  static void until(TestClient& client, const std::string& key, const std::string& part) {
+    while (!client.text({"GET", key}).contains(part)) continue;
+  }
+  // Until the log is read: then everything has been void once, and what is loaded stays.
+  void follow(TestClient& client) {
+    client.call({"GET", "product:100"});
+    sql("UPDATE product SET name = 'followed' WHERE id = 100");
+    until(client, "product:100", "followed");
+  }
+};
+
+TEST_F(MariadbLogTest, WhatOthersChangeIsSeenAndOnlyThat) {
+  TestClient client(address());
+  EXPECT_THAT(client.text({"LARDER.EXPLAIN", "product:7"}),
+              HasSubstr("bounded:1s; rests on: change feed of source shop (the binary log"));
+  follow(client);
+  client.call({"GET", "product:7"});
+  client.call({"GET", "product:8"});
+  for (int i = 0; i < 20; ++i) {
+    const std::string name = "n" + std::to_string(i);
+    sql("UPDATE product SET name = '" + name + "' WHERE id = 7");
+    until(client, "product:7", name);
+  }
+  const std::uint64_t before = loads();
+  for (int i = 0; i < 100; ++i) client.call({"GET", "product:8"});
+  EXPECT_EQ(loads(), before) << "nobody has changed it";
+}
+
+// The echo of our own write voids nothing that was filled since.
+TEST_F(MariadbLogTest, OurOwnWritesStay) {
+  TestClient client(address());
+  follow(client);
+  std::uint64_t extra = 0;
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_EQ(client.text({"SET", "stock:1", std::to_string(i)}), "OK");
+    sql("UPDATE product SET name = 'mark' WHERE id = 9");
+    // The log has been read up to here when the mark is seen.
+    sql("UPDATE product SET name = 'm" + std::to_string(i) + "' WHERE id = 9");
+    until(client, "product:9", "\"m" + std::to_string(i) + "\"");
+    const std::uint64_t before = loads();
+    EXPECT_EQ(client.text({"GET", "stock:1"}), std::to_string(i));
+    extra += loads() - before;
+  }
+  EXPECT_EQ(extra, 0u);
+}
+
+TEST_F(MariadbLogTest, ABoundHoldsWhileTheLogCannotBeRead) {
+  TestClient client(address());
+  follow(client);
+  // Nobody may read the log any more; rows are there all the same.
+  OtherClient admin("mariadb://root@/mysql?socket=" + Server::get().socket());
+  admin.exec(
+      "REVOKE SUPER, BINLOG MONITOR, REPLICATION SLAVE ON *.* FROM larder@'%', larder@localhost");
+  std::istringstream readers(
+      admin.query("SELECT id FROM information_schema.PROCESSLIST WHERE COMMAND = 'Binlog Dump'"));
+  for (std::string id; readers >> id;) admin.try_exec("KILL " + id);
+  const TimeUs began = monotonic_now_us();
+  for (int i = 0; i < 3; ++i) {
+    const std::string name = "blind" + std::to_string(i);
+    sql("UPDATE product SET name = '" + name + "' WHERE id = 7");
+    const TimeUs changed = monotonic_now_us();
+    until(client, "product:7", name);
+    EXPECT_LT(monotonic_now_us() - changed, 10 * kSecond);
+  }
+  EXPECT_GE(monotonic_now_us() - began, kSecond) << "it has learned of it by the log";
+  admin.exec("GRANT ALL ON *.* TO larder@'%', larder@localhost WITH GRANT OPTION");
 }
 
 }  // namespace
