@@ -66,11 +66,13 @@ int prepare_postgres(const cache::SourceSpec& spec, const config::Config& config
   namespace postgres = source::postgres;
   constexpr DurationUs kPatience = 60 * kSecond;  // a slot waits for what runs to end
   const std::string name = postgres::feed_name(config.engine.name_space, spec.name);
-  const postgres::PrepareOptions wanted{.source = spec.name,
-                                        .slot = name,
-                                        .publication = name,
-                                        .feed_for = server::feed_for(config),
-                                        .watched = watched};
+  const postgres::PrepareOptions wanted{
+      .means = spec.triggers ? postgres::Means::triggers : postgres::Means::log,
+      .source = spec.name,
+      .slot = name,
+      .publication = name,
+      .feed_for = server::feed_for(config),
+      .watched = watched};
   const auto found = postgres::examine_now(spec.url, wanted, monotonic_now_us() + kPatience);
   if (!found) return complain(found.error());
   print_comments("missing", found->obstacles);

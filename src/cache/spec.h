@@ -69,6 +69,7 @@ struct SourceSpec {
   std::uint32_t pool = 8;
   std::uint32_t queue =
       1024;  // loads and writes that may wait for the pool; beyond: -LARDER_OVERLOADED
+  bool triggers = false;  // PostgreSQL: changes are learned from triggers, not from the log
   DurationUs poll_us = 10 * kMillisecond;  // how often a change table is looked at
   std::uint64_t slot_limit_bytes = 0;  // PostgreSQL: log that its slot may hold back; 0: no limit
   std::string query_log;  // a file to which the database's own trace of statements goes; "" = none

@@ -188,7 +188,7 @@ std::string Reader::printable_line(std::size_t line) const {
       "listen",     "admin",     "threads",     "data_dir",  "max_clients", "max_request",
       "max_output", "max_loads", "max_waiters", "namespace", "partitions",  "pool",
       "queue",      "poll",      "query_log",   "channel",   "stream",      "match",
-      "key",        "tag",       "field",       "max_event", "slot_limit"};
+      "key",        "tag",       "field",       "max_event", "slot_limit",  "feed"};
   if (std::ranges::find(kPublic, key) != std::end(kPublic)) return masked(text);
   if (key == "url" && text.find_first_of("@?") == std::string_view::npos) return masked(text);
   return fmt::format("{} ***", text.substr(0, equals + 1));

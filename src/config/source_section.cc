@@ -93,9 +93,17 @@ cache::SourceSpec read_source(Section& s, std::string_view name) {
   s.text("query_log", spec.query_log);
   s.size("slot_limit", spec.slot_limit_bytes);
   const bool postgres = is_postgres(spec.url);
+  std::string feed = "log";
+  if (s.text("feed", feed)) {
+    if (!postgres)
+      s.problem_at("feed", fmt::format("{} is for PostgreSQL; leave it out", s.path("feed")));
+    else if (feed != "log" && feed != "triggers")
+      s.problem_at("feed", fmt::format("{} must be \"log\" or \"triggers\"", s.path("feed")));
+    spec.triggers = feed == "triggers";
+  }
   if (postgres || is_mariadb(spec.url)) {
     const std::string_view kind = postgres ? "PostgreSQL" : "MariaDB";
-    if (s.has("poll"))
+    if (s.has("poll") && !spec.triggers)
       s.problem_at("poll", fmt::format("{}: {} is not polled; leave it out", s.path("poll"), kind));
     if (s.has("query_log"))
       s.problem_at(

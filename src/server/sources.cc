@@ -114,6 +114,8 @@ Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config
        .queue = spec.queue,
        .statement_timeout_us = longest_wait(spec, caches),
        .feed_for = feed_for(config),
+       .means = spec.triggers ? source::postgres::Means::triggers : source::postgres::Means::log,
+       .poll_us = spec.poll_us,
        .slot = feed,
        .publication = feed,
        .heartbeat_us = times.heartbeat,

@@ -11,6 +11,7 @@ struct MariadbHarness {
   using Loop = RuntimeLoop;
   static constexpr bool kFeed = true;
   static constexpr bool kChanges = false;
+  static constexpr bool kLeavesOut = false;
   static bool available() { return mariadb::testing::Server::available(); }
 
   MariadbHarness() {

@@ -8,11 +8,12 @@
 namespace larder::source::testing {
 namespace {
 
-template <FeedFor kFor>
+template <FeedFor kFor, postgres::Means kMeans = postgres::Means::log>
 struct PostgresHarness {
   using Loop = RuntimeLoop;
   static constexpr bool kFeed = true;
-  static constexpr bool kChanges = false;
+  static constexpr bool kChanges = kMeans == postgres::Means::triggers;
+  static constexpr bool kLeavesOut = false;
   static bool available() { return postgres::testing::Server::available(); }
 
   PostgresHarness() {
@@ -21,8 +22,12 @@ struct PostgresHarness {
   }
   Result<std::unique_ptr<Source>> open(std::vector<LoadStatement> statements,
                                        std::vector<WatchedTable> watched) {
-    const postgres::PrepareOptions wanted{
-        .source = "shop", .slot = feed, .publication = feed, .feed_for = kFor, .watched = watched};
+    const postgres::PrepareOptions wanted{.means = kMeans,
+                                          .source = "shop",
+                                          .slot = feed,
+                                          .publication = feed,
+                                          .feed_for = kFor,
+                                          .watched = watched};
     const auto found = postgres::examine_now(url, wanted, soon());
     if (!found) return std::unexpected(found.error());
     if (const auto done = postgres::apply_now(url, *found, soon()); !done)
@@ -32,9 +37,11 @@ struct PostgresHarness {
                                     .pool = 2,
                                     .queue = 16,
                                     .feed_for = kFor,
+                                    .means = kMeans,
                                     .slot = feed,
                                     .publication = feed,
                                     .heartbeat_us = 20 * kMillisecond,
+                                    .check_us = 20 * kMillisecond,
                                     .statements = std::move(statements),
                                     .watched = std::move(watched)});
   }
@@ -48,7 +55,9 @@ struct PostgresHarness {
   postgres::testing::OtherClient other{url};
 };
 
-using Forms = ::testing::Types<PostgresHarness<FeedFor::node>, PostgresHarness<FeedFor::fleet>>;
+using Forms = ::testing::Types<PostgresHarness<FeedFor::node>, PostgresHarness<FeedFor::fleet>,
+                               PostgresHarness<FeedFor::node, postgres::Means::triggers>,
+                               PostgresHarness<FeedFor::fleet, postgres::Means::triggers>>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Postgres, SourceConformance, Forms);
 
 }  // namespace

@@ -11,6 +11,7 @@
 
 #include "base/sync.h"
 #include "source/pool.h"
+#include "source/postgres/change_table.h"
 #include "source/postgres/connection.h"
 #include "source/postgres/feed.h"
 #include "source/postgres/postgres.h"
@@ -75,12 +76,16 @@ struct Session {
 };
 using SessionPool = Pool<Session>;
 
-// How the rows that a transaction changed are found out: the seam for a table of changes that
-// triggers fill. Empty: Transaction::changes() is empty, and the write path names what it wrote.
+// How the rows that a transaction changed are found out. Empty: Transaction::changes() is empty,
+// and the write path names what it wrote.
 struct ChangeReader {
   std::string sql;  // runs after the statements, in their transaction
   std::function<Result<std::vector<RowChange>>(const Reply& reply, policy::TxnId x)> read;
 };
+
+// By the change table that the transaction's own triggers have filled. What they do not name is
+// void when the feed tells it.
+ChangeReader own_changes(const ChangeTable& names, std::vector<TableName> tables);
 
 // A connection that blocks, for the start.
 class Setup {
@@ -178,7 +183,8 @@ class Impl final : public PostgresSource {
   std::unique_ptr<Setup> setup_ LARDER_GUARDED_BY(setup_mutex_);  // until the first load or write
   std::atomic<bool> set_up_{false};                               // there is one
 
-  std::unique_ptr<Feed> feed_;  // null: there is none
+  std::unique_ptr<Feed> feed_;             // null: there is none
+  std::unique_ptr<TableFeed> table_feed_;  // null: there is none
   std::unique_ptr<SessionPool> pool_;
 };
 

@@ -112,7 +112,8 @@ Result<void> Impl::open_feed() {
     return {};
   }
   constexpr DurationUs kPatience = 10 * kSecond;
-  const PrepareOptions wanted{.source = options_.name,
+  const PrepareOptions wanted{.means = options_.means,
+                              .source = options_.name,
                               .slot = options_.slot,
                               .publication = options_.publication,
                               .feed_for = options_.feed_for,
@@ -126,17 +127,23 @@ Result<void> Impl::open_feed() {
   }
   can.feed_rests_on = rests_on(wanted);
   can.echoes = options_.feed_for == FeedFor::node;
-  feed_ = std::make_unique<Feed>(FeedOptions{.name = options_.name,
-                                             .url = options_.url,
-                                             .feed_for = options_.feed_for,
-                                             .slot = options_.slot,
-                                             .publication = options_.publication,
-                                             .heartbeat_us = options_.heartbeat_us,
-                                             .check_us = options_.check_us,
-                                             .slot_limit_bytes = options_.slot_limit_bytes,
-                                             .watched = options_.watched,
-                                             .metrics = options_.metrics,
-                                             .log = options_.log});
+  FeedOptions feed{.name = options_.name,
+                   .url = options_.url,
+                   .feed_for = options_.feed_for,
+                   .slot = options_.slot,
+                   .publication = options_.publication,
+                   .heartbeat_us = options_.heartbeat_us,
+                   .check_us = options_.check_us,
+                   .slot_limit_bytes = options_.slot_limit_bytes,
+                   .watched = options_.watched,
+                   .metrics = options_.metrics,
+                   .log = options_.log};
+  if (options_.means == Means::log) {
+    feed_ = std::make_unique<Feed>(std::move(feed));
+    return {};
+  }
+  change_reader_ = own_changes(ChangeTable(options_.slot), found->tables);
+  table_feed_ = std::make_unique<TableFeed>(std::move(feed), options_.poll_us);
   return {};
 }
 
@@ -262,6 +269,7 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
 
 Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
   if (feed_) co_await feed_->run(group, std::move(sink));
+  if (table_feed_) co_await table_feed_->run(group, std::move(sink));
 }
 
 }  // namespace larder::source::postgres

@@ -16,6 +16,7 @@
 
 #include "obs/metrics.h"
 #include "source/postgres/hosts.h"
+#include "source/postgres/prepare.h"
 #include "source/source.h"
 
 namespace larder::source::postgres {
@@ -31,7 +32,9 @@ struct Options {
   // fleet: without a feed numbers of transactions mean nothing to other nodes, so that there are no
   // snapshots then.
   FeedFor feed_for = FeedFor::node;
-  // Of the feed (feed.h): both as feed_name() makes them. "": no feed.
+  // Of the feed (feed.h, change_table.h): both as feed_name() makes them. "": no feed.
+  Means means = Means::log;
+  DurationUs poll_us = 10 * kMillisecond;  // of the change table
   std::string slot;
   std::string publication;
   DurationUs heartbeat_us = 200 * kMillisecond;

@@ -9,6 +9,7 @@
 #include <map>
 
 #include "net/runtime.h"
+#include "source/postgres/change_table.h"
 
 namespace larder::source::postgres {
 namespace {
@@ -143,8 +144,8 @@ void Examiner::server(const Reply& reply) {
   if (text(reply, 0, 0) != "logical")
     obstacle(
         fmt::format("wal_level is {}: as superuser ALTER SYSTEM SET wal_level = "
-                    "'logical', then restart the server",
-                    text(reply, 0, 0)));
+                    "'logical', then restart the server; or feed = \"triggers\" in [source.{}]",
+                    text(reply, 0, 0), options_.source));
   if (!yes(reply, 0, 3))
     obstacle(fmt::format("the role may not read the log: as superuser ALTER ROLE {} REPLICATION",
                          role_));
@@ -388,6 +389,9 @@ std::string feed_name(std::string_view space, std::string_view source) {
 }
 
 std::string rests_on(const PrepareOptions& options) {
+  if (options.means == Means::triggers)
+    return fmt::format("triggers that fill table {}, which is polled",
+                       ChangeTable(options.slot).name);
   return options.feed_for == FeedFor::fleet
              ? fmt::format("slot {}, publication {}", options.slot, options.publication)
              : fmt::format("a temporary slot of each node, publication {}", options.publication);
@@ -411,6 +415,10 @@ std::string Preparation::why_not(std::string_view source) const {
 }
 
 Task<Result<Preparation>> examine(Connection& db, PrepareOptions options, TimeUs deadline) {
+  if (options.means == Means::triggers) {
+    auto found = co_await examine_triggers(db, std::move(options), deadline);
+    co_return found;
+  }
   std::vector<Command> commands;
   if (!is_plain(options.slot) || !is_plain(options.publication))
     co_return fail(ErrorCode::config, "the names of slot and publication may hold a-z, 0-9 and _",

@@ -28,7 +28,14 @@ namespace larder::source::postgres {
 // different ones apart. At most 63 bytes.
 std::string feed_name(std::string_view space, std::string_view source);
 
+// Where changes by others are learned from.
+enum class Means : std::uint8_t {
+  log,       // logical decoding: the rest of this file
+  triggers,  // change_table.h
+};
+
 struct PrepareOptions {
+  Means means = Means::log;
   std::string source;       // its name, for messages
   std::string slot;         // see feed_name; of FeedFor::node the beginning of its names
   std::string publication;  // see feed_name

@@ -89,6 +89,22 @@ class PostgresTransaction final : public Transaction {
 
 }  // namespace
 
+ChangeReader own_changes(const ChangeTable& names, std::vector<TableName> tables) {
+  return {.sql = fmt::format(
+              "SELECT rel, cols FROM {} WHERE n IS NULL AND x = pg_current_xact_id()", names.name),
+          .read = [tables = std::move(tables)](const Reply& reply,
+                                               policy::TxnId x) -> Result<std::vector<RowChange>> {
+            std::vector<RowChange> changes;
+            for (int row = 0; row < reply.rows(); ++row) {
+              TableChange change{.rel = std::string(reply.value(row, 0).value_or("")), .cols = {}};
+              if (const auto cols = reply.value(row, 1)) change.cols = std::string(*cols);
+              if (auto named = changes_of(change, x, tables, changes); !named)
+                return std::unexpected(named.error());
+            }
+            return changes;
+          }};
+}
+
 Task<Result<std::unique_ptr<Transaction>>> Impl::write(std::vector<Statement> statements,
                                                        TimeUs deadline) {
   Loop* const home = Loop::current();

@@ -12,6 +12,7 @@ struct SqliteHarness {
   using Loop = TestLoop;
   static constexpr bool kFeed = kPrepared;
   static constexpr bool kChanges = true;
+  static constexpr bool kLeavesOut = true;
 
   SqliteHarness() {
     other.exec(kWal ? "PRAGMA journal_mode = WAL" : "PRAGMA journal_mode = DELETE");
