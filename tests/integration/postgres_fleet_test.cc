@@ -79,6 +79,49 @@ TEST_F(PostgresFleetTest, TheReadingNodeLeavesAndAnotherTakesOver) {
   EXPECT_EQ(seen, 7);
 }
 
+// ---- where the log may not be read ----
+
+class PostgresTriggerTest : public PostgresFleetTest {
+ protected:
+  std::unique_ptr<Truth> make_truth() override {
+    return std::make_unique<PostgresTruth>(PostgresTruth::Means::triggers);
+  }
+};
+
+TEST_F(PostgresTriggerTest, UndisturbedAndAloneToo) {
+  for (const bool alone : {false, true}) {
+    nodes_.clear();
+    if (alone)
+      start_nodes(1, {}, "embedded:");
+    else {
+      start_engine();
+      start_nodes(3);
+    }
+    run(true, [] { pass(1'500); });
+    expect_coherent();
+    EXPECT_EQ(load_->counts.errors.load(), 0U);
+    EXPECT_EQ(load_->counts.write_errors.load(), 0U);
+    EXPECT_GT(load_->counts.near.load(), 0U);
+  }
+}
+
+TEST_F(PostgresTriggerTest, ConnectionsBreakAndTheEngineIsFlushed) {
+  start_engine();
+  start_nodes(3);
+  run(false, [&] {
+    for (int i = 0; i < 3; ++i) {
+      pass(300);
+      sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
+          "current_database() AND pid <> pg_backend_pid() AND query LIKE '%_change%' OR query LIKE "
+          "'%hashtextextended%' AND pid <> pg_backend_pid()");
+      pass(300);
+      engine_->call({"FLUSHALL"});
+    }
+    pass(600);
+  });
+  expect_coherent();
+}
+
 // ---- one node alone ----
 
 class PostgresLoneNodeTest : public PostgresFleetTest {

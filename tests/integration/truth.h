@@ -90,16 +90,22 @@ class PostgresTruth final : public Truth {
  public:
   using Server = source::postgres::testing::Server;
 
-  PostgresTruth() {
+  using Means = source::postgres::Means;
+
+  explicit PostgresTruth(Means means = Means::log) : means_(means) {
     const auto session = connect();
     EXPECT_TRUE(session->exec(kTable) &&
                 session->exec("INSERT INTO item SELECT i, 1 FROM generate_series(1, 1000) i"));
   }
   ~PostgresTruth() override { Server::get().drop_slots(database_); }
-  std::string source(std::size_t /*node*/) const override { return "url = \"" + url_ + "\"\n"; }
+  std::string source(std::size_t /*node*/) const override {
+    return "url = \"" + url_ + "\"\n" +
+           (means_ == Means::triggers ? "feed = \"triggers\"\npoll = \"5ms\"\n" : "");
+  }
   void prepare(const config::Config& config) const override {
     const std::string name = source::postgres::feed_name(config.engine.name_space, "shop");
     const source::postgres::PrepareOptions options{
+        .means = means_,
         .source = "shop",
         .slot = name,
         .publication = name,
@@ -138,6 +144,7 @@ class PostgresTruth final : public Truth {
    private:
     PGconn* conn_;
   };
+  const Means means_;
   const std::string database_ = Server::get().fresh_database();
   const std::string url_ = Server::get().url(database_);
 };
