@@ -32,6 +32,7 @@ struct Flight {
   const std::uint64_t era;            // of the table when it began; 0: it is not in it
   engine::Ticket ticket;              // the leader's
   bool reload = false;                // the source is to be asked although there is an entry
+  bool newest = false;                // what a replica has said will not do
   TimeUs held_until = 0;              // an entry of the engine is to end later than this
   TimeUs deadline = 0;                // of the whole of it; 0: not set yet
   std::optional<DurationUs> life_us;  // of the entry, if its leader wants another than the cache's

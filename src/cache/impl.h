@@ -153,6 +153,8 @@ struct Node::Impl {
                     std::vector<std::optional<DurationUs>> ttl_us);
   Task<void> settle(unsigned cache, LoadFlight flight, Result<source::Row> row,
                     const source::Loaded& loaded);
+  // What a replica has said will not do: the source itself is asked.
+  Task<void> ask_again(unsigned cache, LoadFlight flight, bool has_ticket);
   Task<void> drop(const CacheRuntime& cache, LoadFlight flight);
   Task<Result<Reading>> await_flight(unsigned cache, LoadFlight flight, TimeUs began);
   Result<Reading> after_failure(const CacheRuntime& cache, std::string_view key, Hash hash,

@@ -291,8 +291,13 @@ Task<void> Node::Impl::load_from_source(unsigned index, std::vector<LoadFlight> 
     deadline = std::min(deadline, flight->deadline);
   }
   const TimeUs asked = now();
+  // Whoever has written, or was told that something is newer, asks the source itself.
+  const bool newest = cache.rules.strong || std::ranges::any_of(batch, [](const auto& flight) {
+                        return flight->newest || flight->reload;
+                      });
+  const source::LoadTerms terms(deadline, !newest);
   Result<source::Loaded> loaded =
-      co_await sources[cache.source]->source->load(index, std::move(keys), deadline);
+      co_await sources[cache.source]->source->load(index, std::move(keys), terms);
   std::vector<Task<void>> ends;
   if (loaded && loaded->rows.size() == batch.size()) {
     if (loaded->snapshot.known())
@@ -311,6 +316,17 @@ Task<void> Node::Impl::load_from_source(unsigned index, std::vector<LoadFlight> 
   } else {
     co_await when_all(std::move(ends));  // their fills leave together
   }
+}
+
+Task<void> Node::Impl::ask_again(unsigned index, LoadFlight flight, bool has_ticket) {
+  flight->newest = true;
+  if (has_ticket) {
+    LoadFlight same = flight;
+    engine::Ticket ticket = flight->ticket;
+    co_await release(index, std::move(same), std::move(ticket));
+  }
+  std::vector<LoadFlight> batch{std::move(flight)};
+  co_await load(index, std::move(batch));
 }
 
 // What is held of the key is void: the row is gone, or what it has become cannot be held.
@@ -364,6 +380,14 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
                               const source::Loaded& loaded) {
   const CacheRuntime& cache = *caches[index];
   const CacheSpec& spec = cache.spec;
+  // Of what a replica says only that is answered which may be stored: whatever has been invalidated
+  // is seen by it then.
+  if (loaded.replica &&
+      (!row || (!row->found && spec.negative_ttl_us == 0) ||
+       (cache.rules.bound_us != 0 && loaded.as_of < now() - cache.rules.bound_us))) {
+    co_await ask_again(index, std::move(flight), true);
+    co_return;
+  }
   if (row && row->value.size() > spec.max_value_bytes)
     row = fail(ErrorCode::too_large,
                fmt::format("the value of '{}' has {} bytes; max_value of cache '{}' is {}",
@@ -424,6 +448,10 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
     fills = true;
     refusal = co_await engine.fill(request);
     if (refusal == policy::Refusal::none) reading->ttl_us = life;
+  }
+  if (loaded.replica && refusal != policy::Refusal::none && refusal != policy::Refusal::no_room) {
+    co_await ask_again(index, std::move(flight), !fills);
+    co_return;
   }
   using Kind = policy::ProtocolEvent::Kind;
   events.note(flight->hash, {.kind = Kind::load,

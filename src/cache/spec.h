@@ -66,9 +66,11 @@ struct SourceSpec {
   std::string name;
   std::string url;  // may carry a secret: never print it, print `display_url`
   std::string display_url;
+  std::vector<std::string> replicas = {};  // PostgreSQL: urls of standbys; may carry secrets
+  DurationUs replica_lag_us = kSecond;     // farther behind they are not asked
   std::uint32_t pool = 8;
   std::uint32_t queue =
-      1024;  // loads and writes that may wait for the pool; beyond: -LARDER_OVERLOADED
+      1024;               // loads and writes that may wait for the pool; beyond: -LARDER_OVERLOADED
   bool triggers = false;  // PostgreSQL: changes are learned from triggers, not from the log
   DurationUs poll_us = 10 * kMillisecond;  // how often a change table is looked at
   std::uint64_t slot_limit_bytes = 0;  // PostgreSQL: log that its slot may hold back; 0: no limit

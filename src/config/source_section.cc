@@ -61,6 +61,31 @@ void read_url(Section& s, cache::SourceSpec& spec) {
   }
 }
 
+// What is wrong is said without quoting: they may hold secrets.
+void read_replicas(Section& s, cache::SourceSpec& spec) {
+  std::vector<Section::Item> urls;
+  s.statements("replicas", urls);
+  if (s.duration("replica_lag", spec.replica_lag_us) &&
+      (spec.replica_lag_us < kMillisecond || spec.replica_lag_us > 3600 * kSecond))
+    s.problem_at("replica_lag", fmt::format("{} must be from 1ms to 1h", s.path("replica_lag")));
+  if ((s.has("replicas") || s.has("replica_lag")) && !is_postgres(spec.url)) {
+    s.problem_at(s.has("replicas") ? "replicas" : "replica_lag",
+                 fmt::format("{} is for PostgreSQL; leave it out", s.path("replicas")));
+    return;
+  }
+  for (const Section::Item& item : urls) {
+    auto url = s.reader().secret(item.text, item.at);
+    if (!url) continue;
+    if (const auto good = is_postgres(*url)
+                              ? source::postgres::check_url(*url)
+                              : Result<void>(fail(ErrorCode::config, "postgresql://... is needed"));
+        !good)
+      s.reader().problem(item.at, fmt::format("{}: {}", s.path("replicas"), good.error().message));
+    else
+      spec.replicas.push_back(std::move(*url));
+  }
+}
+
 }  // namespace
 
 std::string_view scheme_of(std::string_view url) {
@@ -93,14 +118,11 @@ cache::SourceSpec read_source(Section& s, std::string_view name) {
   s.text("query_log", spec.query_log);
   s.size("slot_limit", spec.slot_limit_bytes);
   const bool postgres = is_postgres(spec.url);
-  std::string feed = "log";
-  if (s.text("feed", feed)) {
-    if (!postgres)
-      s.problem_at("feed", fmt::format("{} is for PostgreSQL; leave it out", s.path("feed")));
-    else if (feed != "log" && feed != "triggers")
-      s.problem_at("feed", fmt::format("{} must be \"log\" or \"triggers\"", s.path("feed")));
-    spec.triggers = feed == "triggers";
-  }
+  std::size_t means = 0;
+  if (s.choice("feed", {"log", "triggers"}, means)) spec.triggers = means == 1;
+  if (!postgres && s.has("feed"))
+    s.problem_at("feed", fmt::format("{} is for PostgreSQL; leave it out", s.path("feed")));
+  read_replicas(s, spec);
   if (postgres || is_mariadb(spec.url)) {
     const std::string_view kind = postgres ? "PostgreSQL" : "MariaDB";
     if (s.has("poll") && !spec.triggers)

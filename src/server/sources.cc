@@ -110,6 +110,8 @@ Opened open_postgres(const cache::SourceSpec& spec, const config::Config& config
   auto opened = source::postgres::open_postgres(
       {.name = spec.name,
        .url = spec.url,
+       .replicas = spec.replicas,
+       .replica_lag_us = spec.replica_lag_us,
        .pool = spec.pool,
        .queue = spec.queue,
        .statement_timeout_us = longest_wait(spec, caches),

@@ -55,11 +55,22 @@ struct Row {
   std::vector<std::optional<std::string>> key_values;
 };
 
+// How a load is wanted.
+struct LoadTerms {
+  // NOLINTNEXTLINE(google-explicit-constructor): a deadline alone is the common case.
+  LoadTerms(TimeUs until, bool older = false) : deadline(until), may_be_older(older) {}
+  TimeUs deadline;
+  // A replica may answer, which is behind: the caller judges by `snapshot` and `as_of` whether that
+  // will do, and asks again otherwise.
+  bool may_be_older;
+};
+
 struct Loaded {
   std::vector<Result<Row>> rows;  // one for each key asked, in order
   policy::Snapshot snapshot;      // of the one state of the database that all of them show
   TimeUs as_of = 0;               // the load's statement began no earlier than this
   DurationUs took_us = 0;         // spent in the source alone
+  bool replica = false;           // see LoadTerms::may_be_older
 };
 
 // A table whose changes matter, and the columns that a change must carry (old and new values).
@@ -172,7 +183,7 @@ class Source {
   // Loads all `keys` (one Params a key) of one statement from one state of the source, in one query
   // where the source can. An error of the whole (down, timeout) or one of a row.
   virtual Task<Result<Loaded>> load(std::uint32_t statement_id, std::vector<Params> keys,
-                                    TimeUs deadline) = 0;
+                                    LoadTerms terms) = 0;
 
   // Runs the statements in one transaction and leaves it open.
   virtual Task<Result<std::unique_ptr<Transaction>>> write(std::vector<Statement> statements,

@@ -6,6 +6,7 @@
 
 #include "server/instance.h"
 #include "server/test_client.h"
+#include "source/postgres/prepare.h"
 #include "source/postgres/testing.h"
 
 namespace larder::server {
@@ -216,6 +217,62 @@ TEST_F(PostgresNodeTest, StartsOnlyWithStatementsThatTheDatabaseTakes) {
               HasSubstr("column \"m\" does not exist"));
   EXPECT_THAT(refusal("127.0.0.1:" + std::to_string(Server::get().port()), "127.0.0.1:1"),
               HasSubstr("refused"));
+}
+
+// Reads from a standby that replays nothing: whatever has been invalidated comes from the primary.
+TEST_F(PostgresNodeTest, AReplicaThatIsBehindIsNeverBelievedAboutWhatHasChanged) {
+  Server::get().drop_old_databases();
+  Server standby(&Server::get());
+  const std::string database = url_.substr(url_.rfind('/') + 1);
+  const std::string name = source::postgres::feed_name("larder", "shop");
+  const std::vector<source::WatchedTable> watched = {{0, "product", {"id"}}};
+  const source::postgres::PrepareOptions wanted{
+      .source = "shop", .slot = name, .publication = name, .watched = watched};
+  const TimeUs soon = monotonic_now_us() + 20 * kSecond;
+  const auto found = source::postgres::examine_now(url_, wanted, soon);
+  ASSERT_TRUE(found && source::postgres::apply_now(url_, *found, soon));
+  const std::string with_replica =
+      replaced(replaced(replaced(std::string(kConfig), "pool = 4",
+                                 "pool = 4\nreplica_lag = \"1h\"\nreplicas = [\"" +
+                                     standby.url(database) + "\"]"),
+                        "tags = [\"all-products\"]", "depends_on = [\"product(id -> id)\"]"),
+               "{URL}", url_);
+  auto config = config::load_config(with_replica, "test");
+  ASSERT_TRUE(config) << config::to_string(config.error());
+  instance_.reset();
+  auto started = Instance::start(*config);
+  ASSERT_TRUE(started) << to_string(started.error());
+  instance_ = std::move(*started);
+  TestClient client(address());
+  const auto answered_by_replica = [&] {
+    return instance_->metrics()
+        .counter("larder_source_replica_loads_total", {{"source", "shop"}, {"replica", "1"}}, "")
+        .value();
+  };
+  // Once the feed has begun, what the standby shows is enough again when it has replayed that.
+  for (int i = 1; answered_by_replica() == 0; i = i % 200 + 1) {
+    sql("UPDATE stock SET n = n + 1");
+    EXPECT_THAT(client.text({"GET", "product:" + std::to_string(i)}), HasSubstr("p"));
+    client.call({"LARDER.INVALIDATE", "KEY", "product:" + std::to_string(i)});
+  }
+  OtherClient there(standby.url(database));
+  there.query("SELECT pg_wal_replay_pause()");
+  while (there.query("SELECT pg_get_wal_replay_pause_state()") != "paused") continue;
+  for (int i = 0; i < 20; ++i) {
+    const std::string ours = "o" + std::to_string(i);
+    EXPECT_EQ(client.text({"SET", "product:7",
+                           R"({"name":")" + ours + R"(","price":1,"data":null,"active":true})"}),
+              "OK");
+    EXPECT_THAT(client.text({"GET", "product:7"}), HasSubstr("\"" + ours + "\""));
+    const std::string theirs = "t" + std::to_string(i);
+    sql("UPDATE product SET name = '" + theirs + "' WHERE id = 7");
+    // Until it has been told; from then on nobody sees the old one.
+    while (!client.text({"GET", "product:7"}).contains("\"" + theirs + "\"")) continue;
+    for (int k = 0; k < 20; ++k)
+      EXPECT_THAT(client.text({"GET", "product:7"}), HasSubstr("\"" + theirs + "\""));
+  }
+  there.query("SELECT pg_wal_replay_resume()");
+  instance_.reset();
 }
 
 }  // namespace

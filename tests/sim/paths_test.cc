@@ -601,6 +601,57 @@ TEST_F(Paths, AnotherIncarnationVoidsEverything) {
   });
 }
 
+TEST_F(Paths, WhatAReplicaHasNotSeenYetComesFromTheSource) {
+  play(basic(), [](Paths& t) -> Task<void> {
+    t.source.rows = {{"7", "v1"}};
+    t.source.replica = t.source.rows;
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    EXPECT_ANSWER(t.get("p:7"), "v1 near");
+    EXPECT_EQ(t.source.loads, 1u);
+    t.source.rows["7"] = "v2";
+    co_await t.change_by_others({"7"});  // the replica has not replayed it
+    EXPECT_ANSWER(t.get("p:7"), "v2 source");
+    EXPECT_EQ(t.source.loads, 3u);
+    EXPECT_ANSWER(t.get("p:7"), "v2 near");
+    t.source.replica = t.source.rows;
+    t.source.replica_seq = t.source.seq;
+    t.store.reset_all();
+    EXPECT_ANSWER(t.get("p:7"), "v2 source");
+    EXPECT_EQ(t.source.loads, 4u);
+    // Our own writes are loaded again from the source itself.
+    t.source.at_commit = [&t] { t.source.rows["7"] = "v3"; };
+    EXPECT_ANSWER(t.set("p:7", "v3"), "OK");
+    EXPECT_ANSWER(t.get("p:7"), "v3 near");
+  });
+}
+
+TEST_F(Paths, AReplicaIsNotBelievedThatARowIsGone) {
+  cache::CacheSpec spec = basic();
+  spec.negative_ttl_us = 0;
+  play(std::move(spec), [](Paths& t) -> Task<void> {
+    t.source.rows = {{"7", "v1"}};
+    t.source.replica.emplace();
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+    EXPECT_ANSWER(t.get("p:8"), "none source");
+    EXPECT_EQ(t.source.loads, 4u);
+  });
+}
+
+TEST_F(Paths, AReplicaThatIsFartherBehindThanTheBoundIsOfNoUse) {
+  cache::CacheSpec spec = basic();
+  spec.consistency = cache::Consistency::bounded;
+  spec.bound_us = kSecond;
+  play(std::move(spec), [](Paths& t) -> Task<void> {
+    t.source.rows = {{"7", "v2"}};
+    t.source.replica.emplace()["7"] = "v1";
+    t.source.replica_lag_us = 2 * kSecond;
+    EXPECT_ANSWER(t.get("p:7"), "v2 source");
+    t.store.reset_all();
+    t.source.replica_lag_us = kSecond / 2;
+    EXPECT_ANSWER(t.get("p:7"), "v1 source");
+  });
+}
+
 TEST_F(Paths, TheFirstIncarnationComesBack) {
   play(basic(), [](Paths& t) -> Task<void> {
     t.source.rows = {{"7", "v1"}};

@@ -20,21 +20,25 @@ class ScriptedSource final : public source::Source {
   const source::Capabilities& capabilities() const override { return capabilities_; }
 
   Task<Result<source::Loaded>> load(std::uint32_t statement, std::vector<source::Params> keys,
-                                    TimeUs deadline) override {
+                                    source::LoadTerms terms) override {
+    const TimeUs deadline = terms.deadline;
     ++loads;
     last_batch = keys.size();
     Loop* const loop = Loop::current();
     const TimeUs began = loop->now_us();
     const DurationUs takes = std::min<DurationUs>(latency, deadline - began);
-    const bool answers_late_of_this = answers_late;
-    const auto seen = rows;
-    const std::uint64_t seen_seq = seq;
+    const bool answers_late_of_this = answers_late || (terms.may_be_older && replica.has_value());
+    const bool by_replica = terms.may_be_older && replica.has_value();
+    const auto seen = by_replica ? *replica : rows;
+    const std::uint64_t seen_seq = by_replica ? replica_seq : seq;
     co_await delay(takes);
     if (takes < latency) co_return fail(ErrorCode::timeout, "slow", "script");
     if (down) co_return fail(ErrorCode::source_down, "down", "script");
     source::Loaded loaded;
     loaded.as_of = began - behind_us;
     loaded.took_us = takes;
+    loaded.replica = by_replica;
+    if (by_replica) loaded.as_of -= replica_lag_us;
     const std::uint64_t next = (answers_late_of_this ? seen_seq : seq) + 1;
     loaded.snapshot = {.source_id = source_id, .xmin = next, .xmax = next, .in_progress = {}};
     for (const source::Params& key : keys) {
@@ -87,6 +91,10 @@ class ScriptedSource final : public source::Source {
                                      .feed_rests_on = "a script",
                                      .why_no_feed = {}};
   std::map<std::string, std::string> rows;
+  // What a replica shows, which has replayed the changes up to replica_seq; nullopt: there is none.
+  std::optional<std::map<std::string, std::string>> replica;
+  std::uint64_t replica_seq = 0;
+  DurationUs replica_lag_us = 0;
   std::optional<std::string> category = "a", key_column;
   DurationUs latency = kMillisecond;
   DurationUs behind_us = 0;  // what a load shows was so this long ago

@@ -111,7 +111,8 @@ class FakeSource final : public source::Source {
   const source::Capabilities& capabilities() const override { return capabilities_; }
 
   Task<Result<source::Loaded>> load(std::uint32_t, std::vector<source::Params> keys,
-                                    TimeUs deadline) override {
+                                    source::LoadTerms terms) override {
+    const TimeUs deadline = terms.deadline;
     ++loads;
     const TimeUs began = loop_.now_us();
     co_await delay(latency());

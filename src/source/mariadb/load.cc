@@ -141,7 +141,8 @@ std::string execute(const std::string& name, const Literals& params) {
 // ---- Impl ----
 
 Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> keys,
-                                TimeUs deadline) {
+                                LoadTerms terms) {
+  const TimeUs deadline = terms.deadline;
   const auto plan = plans_.find(statement_id);
   LARDER_ASSERT(plan != plans_.end());
   Loop* const home = Loop::current();

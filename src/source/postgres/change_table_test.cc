@@ -12,12 +12,12 @@
 namespace larder::source::postgres {
 namespace {
 
+using source::testing::RuntimeLoop;
 using source::testing::Sink;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::OtherClient;
-using source::testing::RuntimeLoop;
 using testing::Server;
 using ::testing::UnorderedElementsAre;
 

@@ -111,7 +111,7 @@ class Impl final : public PostgresSource {
 
   const Capabilities& capabilities() const override { return capabilities_; }
   Task<Result<Loaded>> load(std::uint32_t statement_id, std::vector<Params> keys,
-                            TimeUs deadline) override;
+                            LoadTerms terms) override;
   Task<Result<std::unique_ptr<Transaction>>> write(std::vector<Statement> statements,
                                                    TimeUs deadline) override;
   Task<void> run_feed(TaskGroup& group, ChangeSink sink) override;
@@ -137,15 +137,30 @@ class Impl final : public PostgresSource {
     together,  // one transaction
     apart,     // the same with a savepoint, so that a key that fails fails alone
   };
+  // A standby that loads may go to.
+  struct Replica {
+    std::string url;
+    std::unique_ptr<SessionPool> pool;
+    std::atomic<TimeUs> unfit_until{0};
+    std::atomic<DurationUs> lag_us{0};  // when it last answered
+    obs::Counter* loads = nullptr;      // that it has answered; null: nobody counts
+    obs::Counter* passed = nullptr;     // that it could not answer as wanted
+  };
   // What to do after the replies.
   enum class Next : std::uint8_t { done, describe_again, ask_apart };
 
   // open.cc
   Result<void> check_load(Setup& db, const LoadStatement& spec);
   Result<void> check_watched(Setup& db, const WatchedTable& table);
-  Task<Result<std::unique_ptr<Session>>> open_session(TimeUs deadline);
+  Task<Result<std::unique_ptr<Session>>> open_session(const std::string& url, TimeUs deadline);
+  std::unique_ptr<SessionPool> make_pool(const std::string& url);
+  void open_replicas();
   void end_setup() LARDER_EXCLUDES(setup_mutex_);
   Result<void> open_feed();
+
+  // load.cc
+  Replica* fit_replica();
+  Task<bool> load_from(Replica& replica, Load& load);
 
   // load.cc; on the session's loop
   Result<Load> begin_load(const LoadPlan& plan, const std::vector<Params>& keys, TimeUs deadline);
@@ -186,6 +201,9 @@ class Impl final : public PostgresSource {
   std::unique_ptr<Feed> feed_;             // null: there is none
   std::unique_ptr<TableFeed> table_feed_;  // null: there is none
   std::unique_ptr<SessionPool> pool_;
+  std::vector<std::unique_ptr<Replica>> replicas_;
+  std::atomic<std::size_t> next_replica_{0};
+  std::atomic<std::uint64_t> primary_{0};  // its incarnation, as it was seen last
 };
 
 }  // namespace larder::source::postgres

@@ -9,6 +9,7 @@ namespace larder::source::postgres {
 namespace {
 
 constexpr DurationUs kStandbyLife = 60 * kSecond;
+constexpr DurationUs kUnfit = kSecond;  // until a replica is tried again
 
 const Value* find_value(const Params& params, std::string_view name) {
   const auto found = std::ranges::find(params, name, &NamedValue::name);
@@ -53,7 +54,8 @@ void Session::settle() {
 }
 
 Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> keys,
-                                TimeUs deadline) {
+                                LoadTerms terms) {
+  const TimeUs deadline = terms.deadline;
   const auto plan = plans_.find(statement_id);
   LARDER_ASSERT(plan != plans_.end());
   Loop* const home = Loop::current();
@@ -70,6 +72,15 @@ Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> 
     load.params.push_back(std::move(*texts));
   }
   if (load.which.empty() && !keys.empty()) co_return std::move(load.out);
+  if (terms.may_be_older && !replicas_.empty())
+    if (Replica* const replica = fit_replica()) {
+      const bool answered = co_await load_from(*replica, load);
+      co_await resume_on(*home);
+      if (answered) co_return std::move(load.out);
+      load.deadline = deadline;
+      load.out = {};
+      load.out.rows.resize(keys.size());
+    }
   auto lease = co_await pool_->take(deadline);
   if (!lease) {
     health_.note(&lease.error(), lease.error().code == ErrorCode::source_down);
@@ -84,6 +95,43 @@ Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> 
   health_.note(done ? nullptr : &done.error(), down);
   if (!done) co_return std::unexpected(done.error());
   co_return std::move(load.out);
+}
+
+// In turn, but for those that were found unfit a moment ago. Which server is the right one is not
+// known before the primary has been asked once.
+Impl::Replica* Impl::fit_replica() {
+  if (primary_.load(std::memory_order_relaxed) == 0) return nullptr;
+  const TimeUs now = monotonic_now_us();
+  const std::size_t first = next_replica_.fetch_add(1, std::memory_order_relaxed);
+  for (std::size_t i = 0; i < replicas_.size(); ++i) {
+    Replica& replica = *replicas_[(first + i) % replicas_.size()];
+    if (replica.unfit_until.load(std::memory_order_relaxed) <= now) return &replica;
+  }
+  return nullptr;
+}
+
+// False: somebody else has to answer; there is time left for that.
+Task<bool> Impl::load_from(Replica& replica, Load& load) {
+  const TimeUs now = monotonic_now_us();
+  if (load.deadline != kNever) load.deadline = now + (load.deadline - now) / 2;
+  bool answered = false;
+  auto lease = co_await replica.pool->take(load.deadline);
+  if (lease) {
+    Session& session = **lease;
+    const Result<void> done = co_await load_on(session, load);
+    session.settle();
+    // One that follows another primary, or none, is another server.
+    const bool same = session.identity.source_id() == primary_.load(std::memory_order_relaxed);
+    if (!same) session.retired = true;
+    const DurationUs lag = now - load.out.as_of;
+    if (done && load.out.as_of != 0) replica.lag_us.store(std::max<DurationUs>(0, lag));
+    answered = done && same && load.out.as_of != 0 && lag <= options_.replica_lag_us;
+    lease->give_back();
+  }
+  load.out.replica = true;
+  if (!answered) replica.unfit_until.store(monotonic_now_us() + kUnfit, std::memory_order_relaxed);
+  if (obs::Counter* const counter = answered ? replica.loads : replica.passed) counter->add();
+  co_return answered;
 }
 
 Task<Result<void>> Impl::load_on(Session& session, Load& load) {

@@ -89,19 +89,45 @@ Result<void> Impl::open() {
   // Nodes that share an engine judge by snapshots only what the feed has told them; without one
   // nobody could begin an epoch of this server.
   capabilities_.snapshots = capabilities_.feed || options_.feed_for == FeedFor::node;
-  pool_ = std::make_unique<SessionPool>(
-      SessionPool::Options{
-          .name = options_.name,
-          .most = std::max(1U, options_.pool),
-          .queue = options_.queue,
-          .backoff = {.first_us = 20 * kMillisecond, .most_us = 1 * kSecond},
-          .seed = static_cast<std::uint64_t>(monotonic_now_us()) ^ hash_bytes(options_.name)},
-      [this](TimeUs deadline) { return open_session(deadline); });
+  pool_ = make_pool(options_.url);
+  open_replicas();
   if (options_.metrics) show_pool(*options_.metrics, options_.name, *pool_, this);
   const MutexLock lock(setup_mutex_);
   setup_ = std::move(*setup);
   set_up_ = true;
   return {};
+}
+
+std::unique_ptr<SessionPool> Impl::make_pool(const std::string& url) {
+  return std::make_unique<SessionPool>(
+      SessionPool::Options{
+          .name = options_.name,
+          .most = std::max(1U, options_.pool),
+          .queue = options_.queue,
+          .backoff = {.first_us = 20 * kMillisecond, .most_us = 1 * kSecond},
+          .seed = static_cast<std::uint64_t>(monotonic_now_us()) ^ hash_bytes(url)},
+      [this, url](TimeUs deadline) { return open_session(url, deadline); });
+}
+
+// They need not be there yet.
+void Impl::open_replicas() {
+  for (const std::string& url : options_.replicas) {
+    Replica& replica = *replicas_.emplace_back(std::make_unique<Replica>());
+    replica.url = url;
+    replica.pool = make_pool(url);
+    if (!options_.metrics) continue;
+    const obs::Labels labels = {{"source", options_.name},
+                                {"replica", std::to_string(replicas_.size())}};
+    replica.loads = &options_.metrics->counter("larder_source_replica_loads_total", labels,
+                                               "Loads that a replica has answered");
+    replica.passed = &options_.metrics->counter(
+        "larder_source_replica_passed_total", labels,
+        "Loads that went to the primary because the replica was down, another server, or behind");
+    options_.metrics->callback(
+        obs::Registry::Kind::gauge, "larder_source_replica_lag_seconds", labels,
+        "How far the replica was behind when it last answered",
+        [&replica] { return static_cast<double>(replica.lag_us.load()) / kSecond; }, this);
+  }
 }
 
 // What others change shows by the log, if the server can tell it.
@@ -237,8 +263,8 @@ void Impl::end_setup() {
   gone = std::move(setup_);
 }
 
-Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
-  auto connected = co_await Connection::connect(options_.url, {}, deadline);
+Task<Result<std::unique_ptr<Session>>> Impl::open_session(const std::string& url, TimeUs deadline) {
+  auto connected = co_await Connection::connect(url, {}, deadline);
   if (!connected) co_return std::unexpected(connected.error());
   auto session = std::make_unique<Session>();
   session->connection = std::move(*connected);
@@ -263,6 +289,7 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(TimeUs deadline) {
   const auto identity = co_await connection.identify(deadline);
   if (!identity) co_return std::unexpected(identity.error());
   session->identity = *identity;
+  if (url == options_.url) primary_.store(identity->source_id(), std::memory_order_relaxed);
   session->identified_at = monotonic_now_us();
   co_return session;
 }

@@ -22,9 +22,13 @@
 namespace larder::source::postgres {
 
 struct Options {
-  std::string name;            // of the source: label of the metrics, and in messages
-  std::string url;             // see check_url; never printed
-  std::uint32_t pool = 8;      // connections
+  std::string name;  // of the source: label of the metrics, and in messages
+  std::string url;   // see check_url; never printed
+  // Standbys of that server, which loads may go to. One that is down, farther behind than
+  // `replica_lag_us`, or of another server is passed over for a while.
+  std::vector<std::string> replicas = {};
+  DurationUs replica_lag_us = kSecond;
+  std::uint32_t pool = 8;      // connections, to each server
   std::uint32_t queue = 1024;  // loads and writes that may wait for one; beyond: overloaded
   // The largest time that anybody waits for a statement. The server ends what runs longer, when
   // nobody waits any more.

@@ -727,5 +727,81 @@ TEST_F(PostgresTest, AStandbyClaimsNoMoreThanItKnowsAndIsNoticedWhenItIsPromoted
   source_.reset();
 }
 
+TEST_F(PostgresTest, LoadsGoToAReplicaThatIsFitAndSayWhatTheyHaveNotSeen) {
+  Server::get().drop_old_databases();
+  Server standby(&Server::get());
+  const std::string database = url_.substr(url_.rfind('/') + 1);
+  obs::Registry metrics;
+  Options given = options({{0, "SELECT id, name FROM item WHERE id = :id", {}, {"id"}, {}}});
+  given.replicas = {standby.url(database)};
+  given.replica_lag_us = 3600 * kSecond;
+  given.metrics = &metrics;
+  open(given);
+  const auto any = [&](std::vector<Params> keys) {
+    return loop_.run(source_->load(0, std::move(keys), {soon(), true}));
+  };
+  const auto count = [&](const char* name) {
+    return metrics.counter(name, {{"source", "shop"}, {"replica", "1"}}, "").value();
+  };
+  EXPECT_FALSE(any({id_of(1)})->replica) << "which server is the right one?";
+  auto loaded = any({id_of(1), id_of(2)});
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  EXPECT_TRUE(loaded->replica);
+  EXPECT_EQ(loaded->rows[0]->value, R"({"id":1,"name":"one"})");
+  EXPECT_FALSE(load({id_of(1)})->replica);
+
+  OtherClient there(given.replicas[0]);
+  there.query("SELECT pg_wal_replay_pause()");
+  while (there.query("SELECT pg_get_wal_replay_pause_state()") != "paused") continue;
+  other_->exec("BEGIN");
+  other_->exec("UPDATE item SET name = 'new' WHERE id = 1");
+  const policy::TxnId x = std::stoull(other_->query("SELECT pg_current_xact_id()"));
+  other_->exec("COMMIT");
+  loaded = any({id_of(1)});
+  EXPECT_TRUE(loaded->replica);
+  EXPECT_EQ(loaded->rows[0]->value, R"({"id":1,"name":"one"})");
+  EXPECT_FALSE(loaded->snapshot.sees(x)) << "it must not be stored";
+  there.query("SELECT pg_wal_replay_resume()");
+
+  // Of another timeline, and then gone: the primary answers, in time.
+  there.exec("SELECT pg_promote(true, 60)");
+  for (int i = 0; i < 3; ++i) {
+    loaded = any({id_of(1)});
+    ASSERT_TRUE(loaded) << loaded.error().message;
+    if (!loaded->replica) break;  // a session that does not know yet
+  }
+  EXPECT_FALSE(loaded->replica);
+  EXPECT_EQ(loaded->rows[0]->value, R"({"id":1,"name":"new"})");
+  EXPECT_GE(count("larder_source_replica_passed_total"), 1U);
+  EXPECT_GE(count("larder_source_replica_loads_total"), 2U);
+  source_.reset();
+}
+
+TEST_F(PostgresTest, AReplicaThatIsDownOrBehindIsPassedOver) {
+  Server::get().drop_old_databases();
+  const std::string database = url_.substr(url_.rfind('/') + 1);
+  Options given = options({{0, "SELECT id, name FROM item WHERE id = :id", {}, {"id"}, {}}});
+  {
+    Server standby(&Server::get());
+    given.replicas = {standby.url(database)};
+    given.replica_lag_us = -kSecond;  // it always is
+    open(given);
+    load_one();
+    const auto behind = loop_.run(source_->load(0, {id_of(1)}, {soon(), true}));
+    ASSERT_TRUE(behind) << behind.error().message;
+    EXPECT_FALSE(behind->replica);
+    source_.reset();
+  }
+  given.replica_lag_us = 3600 * kSecond;
+  open(given);
+  load_one();
+  for (int i = 0; i < 3; ++i) {
+    const auto down = loop_.run(source_->load(0, {id_of(1)}, {soon(), true}));
+    ASSERT_TRUE(down) << down.error().message;
+    EXPECT_FALSE(down->replica);
+  }
+  source_.reset();
+}
+
 }  // namespace
 }  // namespace larder::source::postgres

@@ -82,7 +82,7 @@ class Impl final : public SqliteSource {
 
   const Capabilities& capabilities() const override { return capabilities_; }
   Task<Result<Loaded>> load(std::uint32_t statement_id, std::vector<Params> keys,
-                            TimeUs deadline) override;
+                            LoadTerms terms) override;
   Task<Result<std::unique_ptr<Transaction>>> write(std::vector<Statement> statements,
                                                    TimeUs deadline) override;
   Task<void> run_feed(TaskGroup& group, ChangeSink sink) override;

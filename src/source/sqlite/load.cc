@@ -67,7 +67,8 @@ LoadPlan LoadPlan::make(LoadStatement spec, SqlText sql, const Connection& limit
 }
 
 Task<Result<Loaded>> Impl::load(std::uint32_t statement_id, std::vector<Params> keys,
-                                TimeUs deadline) {
+                                LoadTerms terms) {
+  const TimeUs deadline = terms.deadline;
   const auto plan = plans_.find(statement_id);
   LARDER_ASSERT(plan != plans_.end());
   Result<Loaded> result;
