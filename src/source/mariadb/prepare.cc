@@ -165,6 +165,7 @@ Result<void> Examiner::cascades() {
     parents.emplace(Name(text(*reply, 0), text(*reply, 1)), Name(text(*reply, 2), text(*reply, 3)));
   std::vector<Name> open;
   std::set<Name> seen;
+  open.reserve(facts_.tables.size());
   for (const LoggedTable& table : facts_.tables) open.emplace_back(table.schema, table.name);
   while (!open.empty()) {
     const Name child = open.back();

@@ -83,6 +83,7 @@ std::string body_of(const ChangeTable& names, const std::string& schema, std::st
                     const std::set<std::string>& columns) {
   const auto cols = [&](std::string_view row) {
     std::vector<std::string> parts;
+    parts.reserve(columns.size());
     for (const std::string& column : columns)
       parts.push_back(
           fmt::format("{}, {}.{}::text", quoted_text(column), row, quoted_name(column)));

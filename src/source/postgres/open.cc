@@ -295,8 +295,10 @@ Task<Result<std::unique_ptr<Session>>> Impl::open_session(const std::string& url
 }
 
 Task<void> Impl::run_feed(TaskGroup& group, ChangeSink sink) {
-  if (feed_) co_await feed_->run(group, std::move(sink));
-  if (table_feed_) co_await table_feed_->run(group, std::move(sink));
+  if (feed_)
+    co_await feed_->run(group, std::move(sink));
+  else if (table_feed_)
+    co_await table_feed_->run(group, std::move(sink));
 }
 
 }  // namespace larder::source::postgres
