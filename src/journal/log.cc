@@ -89,7 +89,7 @@ void Log::work() {
     }
     if (group) write(*group);
     // What cannot be removed now goes with what comes after it.
-    if (trim != 0 && !segments_->failed()) static_cast<void>(segments_->trim(trim));
+    if (trim != 0 && !segments_->failed() && !segments_->trim(trim)) note_failure();
   }
 }
 
@@ -101,9 +101,14 @@ void Log::write(Group& group) {
   {
     const std::lock_guard lock(mutex_);
     queued_bytes_ -= size;
-    failed_ = segments_->failed();
   }
+  note_failure();
   group.done.notify();
+}
+
+void Log::note_failure() {
+  const std::lock_guard lock(mutex_);
+  failed_ = segments_->failed();
 }
 
 }  // namespace larder::journal

@@ -63,6 +63,7 @@ class Log {
   Log(std::unique_ptr<Storage> storage, const Options& options, Durable durable);
   void work();
   void write(Group& group);
+  void note_failure();
   Result<std::pair<std::shared_ptr<Group>, std::uint32_t>> enqueue(const std::string& record);
 
   const Options options_;

@@ -110,6 +110,7 @@ std::optional<Seq> Pending::oldest() const {
 std::vector<std::string> Pending::sources() const {
   std::vector<std::string> names;
   MutexLock lock(mutex_);
+  names.reserve(queues_.size());
   for (const auto& [source, queue] : queues_) names.push_back(source);
   return names;
 }

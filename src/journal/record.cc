@@ -1,6 +1,5 @@
 #include "journal/record.h"
 
-#include <cstring>
 #include <optional>
 
 namespace larder::journal {
@@ -25,7 +24,7 @@ class Reader {
   T number() {
     T value{};
     if (rest_.size() < sizeof value) return fail<T>();
-    std::memcpy(&value, rest_.data(), sizeof value);
+    rest_.copy(reinterpret_cast<char*>(&value), sizeof value);
     rest_.remove_prefix(sizeof value);
     return value;
   }
