@@ -40,7 +40,7 @@ endif()
 
 # What computes for long: these modules, and the tests that explore state spaces. With a sanitizer the
 # rest is not optimised: it compiles in less than half of the time and mostly waits when it runs.
-set(LARDER_HOT "^(larder_(base|wire|policy|near|cache|trace)|(policy|near)_test|sim_.*)$")
+set(LARDER_HOT "^(larder_(base|wire|policy|near|cache|journal|trace)|(policy|near|journal)_test|sim_.*)$")
 
 # Precompiled headers: the standard library and fmt; for tests GoogleTest as well. One for each way
 # of compiling.
