@@ -31,7 +31,8 @@ TEST(JournalFrame, GivesBackWhatWasPutIn) {
   const std::string bytes = writer.finish(kId, 42);
   EXPECT_EQ(writer.count(), 0u);
   EXPECT_EQ(bytes.size() % 8, 0u);
-  const std::optional<Frame> frame = decode_frame(bytes + "behind", kId);
+  const std::string followed = bytes + "behind";
+  const std::optional<Frame> frame = decode_frame(followed, kId);
   ASSERT_TRUE(frame);
   EXPECT_EQ(frame->first, 42u);
   EXPECT_EQ(frame->size, bytes.size());
