@@ -471,8 +471,8 @@ def listen_for_cost(stack, options, folder, engine, postgres, name):
 
 
 def drained(stack, postgres, nodes):
-    """Seconds until a commit that is made now has been told by every node."""
-    observer = Child(stack, observe([node.port for node in nodes], 1))
+    """Seconds until a commit that is made now, behind all that waits, has been told by every node."""
+    observer = Child(stack, observe([node.port for node in nodes], 1, FIRST))
     started = time.monotonic()
     postgres.query("UPDATE item SET value = 'the last one' WHERE id = %s", (FIRST,))
     seen, _ = heard([observer], 1)

@@ -139,9 +139,10 @@ class Child:
 
 
 class Pushes:
-    """Invalidations that one node tells, and when they came."""
+    """Invalidations that one node tells, and when they came: of all rows, or of `only` that one."""
 
-    def __init__(self, port):
+    def __init__(self, port, only=None):
+        self.only = only
         client = Resp(port)
         self.socket, self.buffer, self.at = client.socket, b"", {}
         client.send(("HELLO", "3"))
@@ -162,16 +163,16 @@ class Pushes:
         now = time.monotonic()
         *lines, self.buffer = (self.buffer + piece).split(b"\r\n")  # the last one is not whole yet
         for line in lines:
-            if line.startswith(b"row:"):
+            if line.startswith(b"row:") and self.only in (None, int(line[4:])):
                 self.at.setdefault(int(line[4:]), now)
         self.flushes += lines.count(b"_")  # null: everything is void
 
 
-def observe(ports, count):
+def observe(ports, count, only=None):
     """Of each node, when it told which key; ends when all did or nothing has come for long."""
 
     def work(ready):
-        nodes = [Pushes(port) for port in ports]
+        nodes = [Pushes(port, only) for port in ports]
         with selectors.DefaultSelector() as selector:
             for node in nodes:
                 selector.register(node.socket, selectors.EVENT_READ, node)
