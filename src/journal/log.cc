@@ -76,6 +76,8 @@ Task<Result<Seq>> Log::append(std::string record) {
   co_return *group->first + place->second;
 }
 
+void Log::note(const std::string& record) { (void)enqueue(record); }
+
 void Log::work() {
   for (;;) {
     std::shared_ptr<Group> group;

@@ -44,6 +44,10 @@ class Log {
   // loop.
   Task<Result<Seq>> append(std::string record);
 
+  // The same, and nobody wants to know: it is there a little later, or, where append() would fail,
+  // not at all.
+  void note(const std::string& record);
+
   // Records below `seq` are needed no more. Their place is free a little later.
   void trim(Seq seq);
 
