@@ -46,6 +46,13 @@ std::string_view kind_of(journal::Op::Kind kind) {
   return "increment";
 }
 
+Error written_since(const boost::json::object& letter) {
+  return {ErrorCode::bad_value,
+          fmt::format("a newer write to '{}' was applied since: drop this one",
+                      std::string_view(letter.at("entry_key").as_string())),
+          {}};
+}
+
 }  // namespace
 
 Flusher::Flusher(Node::Impl& node, journal::Journal& journal, unsigned source, std::uint64_t seed)
@@ -155,7 +162,8 @@ source::Statement Flusher::dead_letter(journal::Seq seq, std::size_t place, cons
 
 Task<void> Flusher::run() {
   resilience::Backoff backoff(kBackoff);
-  std::optional<Error> refused;  // the one record that comes first was
+  std::optional<journal::Seq> suspect;  // the record that comes first: it was refused
+  std::optional<Error> refused;         // twice
   while (!node_.group.stopping()) {
     const std::shared_ptr<Waiters> signal = arm();
     Outcome outcome = Outcome::done;
@@ -180,9 +188,15 @@ Task<void> Flusher::run() {
         limit_ = std::min(2 * limit_, kMostRecords);
       }
       if (outcome == Outcome::refused) {
-        // By halves down to the one that it is.
-        if (batch.records.size() == 1) refused = why_;
+        // By halves down to the one that it is. Is it, and not Larder's own tables, or what else
+        // was wrong for a moment? Claiming anew tells.
         limit_ = std::max<std::size_t>(batch.records.size() / 2, 1);
+        if (batch.records.size() == 1 && suspect == batch.upto()) {
+          refused = why_;
+        } else if (batch.records.size() == 1) {
+          suspect = batch.upto();
+          claimed_ = false;
+        }
       }
     }
     switch (outcome) {
@@ -401,6 +415,7 @@ Task<Result<bool>> Flusher::replay_dead_letter(journal::Seq seq) {
   std::vector<journal::Op> ops;
   for (const boost::json::value& one : parsed.as_array()) {
     const boost::json::object& row = one.as_object();
+    if (row.at("obsolete").to_number<int>() != 0) co_return std::unexpected(written_since(row));
     const std::string kind(row.at("kind").as_string());
     journal::Op op{.kind = kind == "set"      ? journal::Op::Kind::set
                            : kind == "remove" ? journal::Op::Kind::remove
@@ -424,8 +439,7 @@ Task<Result<bool>> Flusher::replay_dead_letter(journal::Seq seq) {
   if (!opened) co_return std::unexpected(opened.error());
   const std::unique_ptr<source::Transaction> transaction = std::move(*opened);
   if (transaction->affected().front() != static_cast<std::int64_t>(ops.size()))
-    co_return fail(ErrorCode::bad_value,
-                   "a newer write to its key was applied since: drop this one");
+    co_return std::unexpected(written_since(parsed.as_array().front().as_object()));
   std::vector<std::string> keys;
   for (std::size_t i = 0; i < ops.size(); ++i) {
     if (transaction->affected()[i + 1] == 0 && ops[i].kind != journal::Op::Kind::remove)

@@ -443,7 +443,7 @@ TEST(ConfigErrors, Caches) {
       {"write = \"behind\"",
        "t:4:9: 'write' in [cache.product] needs 'store', the statement that writes one row (or "
        "'remove', or 'increment')"},
-      {"write = \"behind\"\nresult = \"array\"\nstore = \"UPDATE p SET a = :a WHERE id = :id\"",
+      {"write = \"behind\"\nresult = \"array\"\nremove = \"DELETE FROM p WHERE id = :id\"",
        "t:4:9: 'write' in [cache.product] does not go with result = \"array\": what is written is "
        "one row, what is read are several"},
       {"write = \"behind\"\nconsistency = \"strong\"\nstore = \"UPDATE p SET a = :a WHERE id = "
