@@ -13,7 +13,8 @@ namespace {
 
 constexpr std::size_t kMostRecords = 512;                 // in one transaction
 constexpr std::size_t kMostBytes = std::size_t{4} << 20;  // if that is more than one record
-constexpr DurationUs kTransaction = 30 * kSecond;         // its deadline
+constexpr DurationUs kTransaction = 5 * kSecond;          // its deadline: a stop waits so long
+constexpr DurationUs kLongestTransaction = 60 * kSecond;  // of one record that takes longer
 constexpr resilience::BackoffLimits kBackoff{.first_us = 20 * kMillisecond, .most_us = kSecond};
 
 // What trying again will not change.
@@ -62,6 +63,7 @@ Flusher::Flusher(Node::Impl& node, journal::Journal& journal, unsigned source, s
       shard_(fmt::format("{:016x}/{}", journal.id(), node.sources[source]->name)),
       random_(seed),
       limit_(kMostRecords),
+      patience_(kTransaction),
       signal_(std::make_shared<Waiters>()) {}
 
 const std::string& Flusher::name() const { return node_.sources[source_]->name; }
@@ -183,7 +185,12 @@ Task<void> Flusher::run() {
       }
       outcome = co_await flush(batch, refused);
       if (outcome == Outcome::refused && refused) outcome = Outcome::away;  // its letter, too
+      if (outcome == Outcome::away && why_.code == ErrorCode::timeout) {
+        if (batch.records.size() == 1) patience_ = std::min(2 * patience_, kLongestTransaction);
+        limit_ = std::max<std::size_t>(batch.records.size() / 2, 1);
+      }
       if (outcome == Outcome::done) {
+        patience_ = kTransaction;
         refused.reset();
         limit_ = std::min(2 * limit_, kMostRecords);
       }
@@ -331,7 +338,7 @@ Task<Flusher::Outcome> Flusher::flush(const journal::Pending::Batch& batch,
 
   const TimeUs began = node_.now();
   auto opened =
-      co_await node_.sources[source_]->source->write(std::move(statements), began + kTransaction);
+      co_await node_.sources[source_]->source->write(std::move(statements), began + patience_);
   if (!opened) {
     why_ = opened.error();
     co_return is_refusal(why_.code) ? Outcome::refused : Outcome::away;

@@ -93,6 +93,7 @@ class Flusher {
   std::int64_t tried_ = 0;     // the last one that may be there
   journal::Seq position_ = 0;  // the database has everything up to it
   std::size_t limit_;          // records of the next batch
+  DurationUs patience_;        // how long it may take
   Error why_;
   std::atomic<std::int64_t> dead_letters_{0};  // that a later write to their key makes obsolete
 
