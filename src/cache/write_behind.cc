@@ -50,7 +50,7 @@ std::string as_read(const CacheSpec& spec, const std::string& key, const std::st
 
 // ---- keys that one writer at a time may write ----
 
-Task<bool> WriteBehind::KeyLocks::lock(std::vector<std::string> keys, TimeUs deadline) {
+Task<bool> WriteBehind::Counters::lock(std::vector<std::string> keys, TimeUs deadline) {
   for (std::size_t i = 0; i < keys.size();) {
     std::shared_ptr<Waiters> other;
     {
@@ -74,7 +74,7 @@ Task<bool> WriteBehind::KeyLocks::lock(std::vector<std::string> keys, TimeUs dea
   co_return true;
 }
 
-void WriteBehind::KeyLocks::unlock(const std::vector<std::string>& keys) {
+void WriteBehind::Counters::unlock(const std::vector<std::string>& keys) {
   for (const std::string& key : keys) {
     MutexLock lock(mutex_);
     const auto held = held_.find(key);
@@ -82,6 +82,27 @@ void WriteBehind::KeyLocks::unlock(const std::vector<std::string>& keys) {
     held_.erase(held);
     waiters->notify();
   }
+}
+
+std::optional<WriteBehind::Counters::Value> WriteBehind::Counters::queued(
+    const std::string& key) const {
+  MutexLock lock(mutex_);
+  const auto found = in_flight_.find(key);
+  if (found == in_flight_.end()) return std::nullopt;
+  return found->second.value;
+}
+
+void WriteBehind::Counters::queue(const std::string& key, Value value) {
+  MutexLock lock(mutex_);
+  InFlight& in_flight = in_flight_[key];
+  in_flight.value = std::move(value);
+  ++in_flight.writers;
+}
+
+void WriteBehind::Counters::settled(const std::string& key) {
+  MutexLock lock(mutex_);
+  const auto found = in_flight_.find(key);
+  if (--found->second.writers == 0) in_flight_.erase(found);
 }
 
 // ---- construction ----
@@ -168,29 +189,40 @@ Task<void> WriteBehind::drain(TimeUs deadline) {
 
 // ---- accepting ----
 
+bool WriteBehind::counts(unsigned cache) const { return !node_.specs[cache].increment.empty(); }
+
 Task<Result<std::vector<Written>>> WriteBehind::write(const WritePlan& plan,
                                                       const std::vector<WriteOp>& ops) {
   if (const auto stopped = flusher(plan.source).stopped()) co_return std::unexpected(*stopped);
-  // Where there are increments a value depends on the one before.
-  std::vector<std::string> locked;
+  std::vector<std::string> counters;
   for (std::size_t i = 0; i < ops.size(); ++i)
-    if (!node_.specs[plan.caches[i]].increment.empty()) locked.push_back(ops[i].key);
-  std::ranges::sort(locked);
-  const auto twice = std::ranges::unique(locked);
-  locked.erase(twice.begin(), twice.end());
-  if (locked.empty()) {
-    Result<std::vector<Written>> written = co_await write_locked(plan, ops);
-    co_return written;
+    if (counts(plan.caches[i])) counters.push_back(ops[i].key);
+  std::ranges::sort(counters);
+  const auto twice = std::ranges::unique(counters);
+  counters.erase(twice.begin(), twice.end());
+  if (!counters.empty()) {
+    std::vector<std::string> keys = counters;
+    const TimeUs deadline = saturating_add(node_.now(), plan.timeout);
+    const bool mine = co_await counters_.lock(std::move(keys), deadline);
+    if (!mine)
+      co_return fail(
+          ErrorCode::timeout,
+          fmt::format("other writers of '{}' were in front until the deadline", counters.front()));
   }
-  const TimeUs deadline = saturating_add(node_.now(), plan.timeout);
-  std::vector<std::string> keys = locked;
-  const bool mine = co_await locks_.lock(std::move(keys), deadline);
-  if (!mine)
-    co_return fail(
-        ErrorCode::timeout,
-        fmt::format("other writers of '{}' were in front until the deadline", ops.front().key));
-  Result<std::vector<Written>> written = co_await write_locked(plan, ops);
-  locks_.unlock(locked);
+  std::vector<Written> written(ops.size());
+  Result<journal::Log::Queued> queued = co_await queue(plan, ops, written);
+  counters_.unlock(counters);
+  if (!queued) co_return std::unexpected(queued.error());
+  const Result<journal::Seq> durable = co_await journal_.durable(std::move(*queued));
+  for (std::size_t i = 0; i < ops.size(); ++i)
+    if (counts(plan.caches[i])) counters_.settled(ops[i].key);
+  if (!durable) co_return std::unexpected(durable.error());
+  // From here on nobody gets what was held before, and no load under way leaves it behind.
+  engine::Change change{.source = plan.source, .keys = {}, .tags = {}};
+  for (const WriteOp& op : ops) change.keys.push_back(op.key);
+  std::vector<engine::Change> changes{std::move(change)};
+  const Result<void> done = co_await node_.invalidate(std::move(changes), "write");
+  if (!done) co_return std::unexpected(done.error());
   co_return written;
 }
 
@@ -204,6 +236,9 @@ Task<Result<std::int64_t>> WriteBehind::base_of(const WriteOp& op, const journal
   if (earlier != before.ops.rend()) {
     found = earlier->kind != journal::Op::Kind::remove;
     value = earlier->value;
+  } else if (const auto queued = counters_.queued(op.key)) {
+    found = !queued->removed;
+    value = queued->value;
   } else if (const auto waiting = pending().find(op.key, hash_bytes(op.key))) {
     found = !waiting->removed;
     value = waiting->value;
@@ -225,11 +260,11 @@ Task<Result<std::int64_t>> WriteBehind::base_of(const WriteOp& op, const journal
   co_return base;
 }
 
-Task<Result<std::vector<Written>>> WriteBehind::write_locked(const WritePlan& plan,
-                                                             const std::vector<WriteOp>& ops) {
+Task<Result<journal::Log::Queued>> WriteBehind::queue(const WritePlan& plan,
+                                                      const std::vector<WriteOp>& ops,
+                                                      std::vector<Written>& written) {
   journal::Record record{
       .source = node_.sources[plan.source]->name, .written_at = node_.now(), .ops = {}};
-  std::vector<Written> written(ops.size());
   for (std::size_t i = 0; i < ops.size(); ++i) {
     const CacheSpec& spec = node_.specs[plan.caches[i]];
     journal::Op op{
@@ -248,15 +283,13 @@ Task<Result<std::vector<Written>>> WriteBehind::write_locked(const WritePlan& pl
     }
     record.ops.push_back(std::move(op));
   }
-  const Result<journal::Seq> appended = co_await journal_.append(std::move(record));
-  if (!appended) co_return std::unexpected(appended.error());
-  // From here on nobody gets what was held before, and no load under way leaves it behind.
-  engine::Change change{.source = plan.source, .keys = {}, .tags = {}};
-  for (const WriteOp& op : ops) change.keys.push_back(op.key);
-  std::vector<engine::Change> changes{std::move(change)};
-  const Result<void> done = co_await node_.invalidate(std::move(changes), "write");
-  if (!done) co_return std::unexpected(done.error());
-  co_return written;
+  Result<journal::Log::Queued> queued = journal_.enqueue(record);
+  if (!queued) co_return std::unexpected(queued.error());
+  for (std::size_t i = 0; i < ops.size(); ++i)
+    if (counts(plan.caches[i]))
+      counters_.queue(ops[i].key, {.removed = ops[i].kind == WriteOp::Kind::remove,
+                                   .value = record.ops[i].value});
+  co_return queued;
 }
 
 // ---- what others changed ----

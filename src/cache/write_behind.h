@@ -129,25 +129,40 @@ class WriteBehind {
   std::string json(TimeUs now) const;
 
  private:
-  // Keys whose next value depends on the one before: one writer at a time.
-  class KeyLocks {
+  // Keys whose next value depends on the one before. One writer at a time finds out what that is
+  // and queues his own; nobody waits for another's disk.
+  class Counters {
    public:
+    struct Value {
+      bool removed = false;
+      std::string value;
+    };
     Task<bool> lock(std::vector<std::string> keys, TimeUs deadline);
     void unlock(const std::vector<std::string>& keys);
+    // What was queued last for the key, and may not be in pending() yet.
+    std::optional<Value> queued(const std::string& key) const;
+    void queue(const std::string& key, Value value);
+    void settled(const std::string& key);  // of each queue()
 
    private:
-    Mutex mutex_;
+    struct InFlight {
+      Value value;
+      unsigned writers = 0;
+    };
+    mutable Mutex mutex_;
     std::map<std::string, std::shared_ptr<Waiters>, std::less<>> held_ LARDER_GUARDED_BY(mutex_);
+    std::map<std::string, InFlight, std::less<>> in_flight_ LARDER_GUARDED_BY(mutex_);
   };
-  Task<Result<std::vector<Written>>> write_locked(const WritePlan& plan,
-                                                  const std::vector<WriteOp>& ops);
+  Task<Result<journal::Log::Queued>> queue(const WritePlan& plan, const std::vector<WriteOp>& ops,
+                                           std::vector<Written>& written);
   Task<Result<std::int64_t>> base_of(const WriteOp& op, const journal::Record& before);
+  bool counts(unsigned cache) const;
   Flusher& flusher(unsigned source) { return *flushers_[flusher_of_[source]]; }
 
   Node& front_;
   Node::Impl& node_;
   journal::Journal& journal_;
-  KeyLocks locks_;
+  Counters counters_;
   std::vector<std::unique_ptr<Flusher>> flushers_;
   std::vector<std::size_t> flusher_of_;  // of each source; flushers_.size(): none
 };

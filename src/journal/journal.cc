@@ -58,12 +58,6 @@ void Journal::take(Seq seq, std::string_view bytes) {
   }
 }
 
-Task<Result<Seq>> Journal::append(Record record) {
-  std::string bytes = encode(record);
-  Result<Seq> appended = co_await log_->append(std::move(bytes));
-  co_return appended;
-}
-
 void Journal::applied(const std::string& source, Seq seq) {
   pending_.applied(source, seq);
   log_->note(encode({.kind = Record::Kind::applied, .source = source, .upto = seq, .ops = {}}));

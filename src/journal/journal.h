@@ -33,8 +33,10 @@ class Journal {
   // before the first append(). Must be quick.
   void on_durable(std::function<void()> tell);
 
-  // Ends when the write is durable and in pending(): its number. Errors: see Log::append.
-  Task<Result<Seq>> append(Record record);
+  // A write in two steps: what is queued first comes first; durable() ends when it is durable and
+  // in pending(): its number. Errors: see Log::append.
+  Result<Log::Queued> enqueue(const Record& record) { return log_->enqueue(encode(record)); }
+  Task<Result<Seq>> durable(Log::Queued queued) { return log_->durable(std::move(queued)); }
 
   // Everything of the source up to `seq` is in the database. The disk is told, too, in its own
   // time: after a restart a little more may wait than really does.
