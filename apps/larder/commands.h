@@ -25,6 +25,7 @@ void register_source_prepare(CLI::App& app, Run& run);
 void register_explain(CLI::App& app, Run& run);
 void register_warm(CLI::App& app, Run& run);
 void register_audit(CLI::App& app, Run& run);
+void register_journal(CLI::App& app, Run& run);
 void register_top(CLI::App& app, Run& run);
 void register_bench(CLI::App& app, Run& run);
 

@@ -43,6 +43,7 @@ int run(int argc, char** argv) {
   register_explain(app, chosen);
   register_warm(app, chosen);
   register_audit(app, chosen);
+  register_journal(app, chosen);
   register_top(app, chosen);
   register_bench(app, chosen);
   try {

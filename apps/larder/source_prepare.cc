@@ -1,16 +1,27 @@
 // larder source prepare: what a source needs so that changes by others are seen.
 #include <fmt/format.h>
 
+#include "cache/journal_sql.h"
 #include "cache/node.h"
 #include "commands.h"
 #include "server/sources.h"
 #include "source/mariadb/mariadb.h"
 #include "source/postgres/prepare.h"
+#include "source/sqlite/db.h"
 #include "source/sqlite/prepare.h"
 #include "source/sqlite/sqlite.h"
 
 namespace larder::app {
 namespace {
+
+constexpr DurationUs kPatience = 60 * kSecond;  // a slot waits for what runs to end
+
+bool is_postgres(std::string_view url) {
+  return url.starts_with("postgres:") || url.starts_with("postgresql:");
+}
+bool is_mariadb(std::string_view url) {
+  return url.starts_with("mariadb:") || url.starts_with("mysql:");
+}
 
 struct Options {
   std::string file = "larder.toml";
@@ -64,7 +75,6 @@ void print_steps(const std::vector<source::postgres::Preparation::Step>& steps) 
 int prepare_postgres(const cache::SourceSpec& spec, const config::Config& config,
                      const Watched& watched, bool dry_run) {
   namespace postgres = source::postgres;
-  constexpr DurationUs kPatience = 60 * kSecond;  // a slot waits for what runs to end
   const std::string name = postgres::feed_name(config.engine.name_space, spec.name);
   const postgres::PrepareOptions wanted{
       .means = spec.triggers ? postgres::Means::triggers : postgres::Means::log,
@@ -108,6 +118,39 @@ int look_at_mariadb(const cache::SourceSpec& spec,
   return kDone;
 }
 
+Result<void> run(const std::string& url, const std::vector<std::string>& statements) {
+  if (is_postgres(url)) {
+    source::postgres::Preparation preparation;
+    for (const std::string& sql : statements)
+      preparation.steps.push_back({.sql = sql, .why = "write-behind", .needs = {}});
+    return source::postgres::apply_now(url, preparation, monotonic_now_us() + kPatience);
+  }
+  if (is_mariadb(url)) return source::mariadb::run_now(url, statements);
+  const auto path = source::sqlite::path_of_url(url);
+  if (!path) return std::unexpected(path.error());
+  const auto db = source::sqlite::Connection::open(*path, source::sqlite::Connection::Mode::write);
+  if (!db) return std::unexpected(db.error());
+  for (const std::string& sql : statements)
+    if (auto done = (*db)->exec(sql); !done) return done;
+  return {};
+}
+
+// The tables of write = "behind". -> kDone, or why not
+int prepare_journal(const cache::SourceSpec& spec, source::Dialect dialect, bool dry_run) {
+  const std::vector<std::string> statements = cache::journal_sql::tables(dialect);
+  if (dry_run) {
+    fmt::print(
+        "-- for write = \"behind\": what the database has of the journal, and what it "
+        "refused\n");
+    for (const std::string& statement : statements) fmt::print("{};\n", statement);
+    return kDone;
+  }
+  const auto done = run(spec.url, statements);
+  if (!done) return complain(done.error());
+  fmt::print("{} has the tables of write = \"behind\"\n", spec.display_url);
+  return kDone;
+}
+
 int prepare(const Options& options) {
   const auto config = load_or_complain(options.file);
   if (!config) return kUsage;
@@ -116,15 +159,20 @@ int prepare(const Options& options) {
     fmt::print(stderr, "{} declares no [source.{}]\n", options.file, options.name);
     return kUsage;
   }
+  const auto behind = std::ranges::find_if(config->caches, [&](const cache::CacheSpec& cache) {
+    return cache.source == spec->name && cache.write == cache::WriteMode::behind;
+  });
+  if (behind != config->caches.end())
+    if (const int code = prepare_journal(*spec, behind->dialect, options.dry_run); code != kDone)
+      return code;
   const auto watched = cache::Node::watched_tables(config->caches, spec->name);
   if (watched.empty()) {
-    fmt::print("nothing to do: no cache of source {} has depends_on\n", spec->name);
+    if (behind == config->caches.end())
+      fmt::print("nothing to do: no cache of source {} has depends_on\n", spec->name);
     return kDone;
   }
-  if (spec->url.starts_with("postgres:") || spec->url.starts_with("postgresql:"))
-    return prepare_postgres(*spec, *config, watched, options.dry_run);
-  if (spec->url.starts_with("mariadb:") || spec->url.starts_with("mysql:"))
-    return look_at_mariadb(*spec, watched);
+  if (is_postgres(spec->url)) return prepare_postgres(*spec, *config, watched, options.dry_run);
+  if (is_mariadb(spec->url)) return look_at_mariadb(*spec, watched);
   return prepare_sqlite(*spec, watched, options.dry_run);
 }
 
@@ -150,7 +198,8 @@ void register_source_prepare(CLI::App& app, Run& run) {
       "SQLite: a change table and triggers. PostgreSQL: a publication, REPLICA IDENTITY where a\n"
       "table's key does not cover the columns, a replication slot; it says what only an\n"
       "administrator can do. Repeatable: what is there already stays. Without it, changes by\n"
-      "others show only when an entry's ttl ends.");
+      "others show only when an entry's ttl ends.\n\n"
+      "Where a cache has write = \"behind\": the tables larder_applied and larder_dead_letter.");
   sub->callback([options, &run] { run = [options] { return prepare(*options); }; });
 }
 

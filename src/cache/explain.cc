@@ -128,7 +128,9 @@ std::string Node::status_json(TimeUs now) const {
     json::object reads;
     std::uint64_t total = 0;
     for (std::size_t tier = 0; tier < kTiers; ++tier) {
-      const std::uint64_t n = cache.metrics.by_op_tier[0][tier].requests->value();
+      const obs::Counter* const requests = cache.metrics.by_op_tier[0][tier].requests;
+      if (requests == nullptr) continue;
+      const std::uint64_t n = requests->value();
       const std::string_view name =
           tier == kErrorTier ? "error" : to_string(static_cast<Tier>(tier));
       reads[json::string_view(name.data(), name.size())] = n;
@@ -147,6 +149,7 @@ std::string Node::status_json(TimeUs now) const {
           total ? 1.0 - static_cast<double>(missed) / static_cast<double>(total) : 0.0}});
   }
   root["caches"] = std::move(caches);
+  if (self.behind) root["journal"] = json::parse(self.behind->json(now));
   json::array sources;
   for (const auto& source : self.sources) {
     const TimeUs heartbeat = source->heartbeat.load(std::memory_order_acquire);

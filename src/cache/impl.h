@@ -15,6 +15,7 @@
 #include "cache/guarantee.h"
 #include "cache/node.h"
 #include "cache/recent_events.h"
+#include "cache/write_behind.h"
 #include "policy/freshness.h"
 #include "policy/own_writes.h"
 #include "policy/succession.h"
@@ -24,8 +25,8 @@ namespace larder::cache {
 
 enum class Op : std::uint8_t { get, set, del, incr };
 inline constexpr std::size_t kOps = 4;
-inline constexpr std::size_t kTiers = 5;  // Tier's four, and error
-inline constexpr std::size_t kErrorTier = 4;
+inline constexpr std::size_t kTiers = 6;  // Tier's five, and error
+inline constexpr std::size_t kErrorTier = 5;
 
 // The series of one cache, made at start.
 struct CacheMetrics {
@@ -110,6 +111,16 @@ struct DependencyTarget {
   std::vector<int> column_of_param;  // full: for each key parameter, the watched column
 };
 
+// What is to be written: operations of one transaction, checked.
+struct WritePlan {
+  unsigned source = 0;
+  bool behind = false;
+  DurationUs timeout = 0;
+  std::vector<unsigned> caches;               // of each operation
+  std::vector<source::Statement> statements;  // of each operation
+};
+Error changed_nothing(std::string_view key, bool increments);
+
 // What a flight brings home.
 struct Outcome {
   Result<std::shared_ptr<const Reading>> reading = fail(ErrorCode::internal, "not loaded");
@@ -167,8 +178,25 @@ struct Node::Impl {
   void count(const CacheRuntime& cache, Op op, std::size_t tier, DurationUs took_us) const;
 
   // ---- write path (write_path.cc) ----
+  // Checks all, and says what is to be run.
+  Result<WritePlan> plan(const std::vector<WriteOp>& ops) const;
   Result<source::Statement> statement_of(const CacheRuntime& cache, const WriteOp& op,
                                          const std::vector<std::string_view>& params) const;
+  Task<Result<std::vector<Written>>> write_through(const WritePlan& plan,
+                                                   const std::vector<WriteOp>& ops);
+  // Voids what the transaction has changed, and `keys`, and commits it. `told_later`: go on if the
+  // engine does not answer. After an error the outcome may be unknown.
+  Task<Result<void>> commit(unsigned source, source::Transaction& transaction,
+                            std::vector<std::string> keys, bool told_later);
+  void count_write(const WritePlan& plan, const std::vector<WriteOp>& ops, std::size_t tier,
+                   TimeUs began) const;
+
+  // ---- write-behind (write_behind.cc) ----
+  // What readers of the key get while its write waits in the journal.
+  std::optional<Reading> waiting_write(const CacheRuntime& cache, std::string_view key,
+                                       Hash hash) const;
+  Quick read_waiting(std::string_view key, Hash hash, TimeUs now,
+                     void (*on_value)(void*, std::string_view), void* context) const;
 
   // ---- invalidation path (invalidation.cc) ----
   Task<Result<void>> invalidate(std::vector<engine::Change> changes, std::string_view feed);
@@ -221,6 +249,7 @@ struct Node::Impl {
   std::atomic<bool> draining{false};
   TaskGroup group;
   std::unique_ptr<Auditor> auditor;
+  std::unique_ptr<WriteBehind> behind;  // null: no cache has write = "behind"
 };
 
 // Watched tables and which dependencies each of them serves; ids are dense over all caches.
@@ -230,6 +259,8 @@ struct Watching {
   std::vector<std::pair<unsigned, unsigned>> served;  // cache, index of dependency
 };
 std::vector<Watching> watch_list(const std::vector<CacheSpec>& caches);
+
+Error bad_key_of(const CacheSpec& cache, std::string_view key);
 
 // As people read it: an age needs no microseconds behind its seconds.
 std::string duration(DurationUs us);

@@ -209,6 +209,10 @@ Task<Result<source::FeedOrder>> Node::Impl::apply_here(unsigned source, source::
     for (engine::Change& change : changes) {
       change.source_id = batch.source_id;
       if (runtime.echoes()) runtime.own.leave_out(change.x, change.keys, change.tags);
+      if (!behind) continue;
+      std::vector<std::string> keys = change.keys;
+      Result<void> yielded = co_await behind->changed(source, std::move(keys));
+      if (!yielded) co_return std::unexpected(yielded.error());
     }
     Result<void> done = co_await invalidate(std::move(changes), runtime.name);
     if (!done)

@@ -9,19 +9,21 @@ namespace larder::cache {
 namespace {
 
 constexpr std::array<std::string_view, kOps> kOpNames{"get", "set", "del", "incr"};
-constexpr std::array<std::string_view, kTiers> kTierNames{"near", "engine", "source", "stale",
-                                                          "error"};
+constexpr std::array<std::string_view, kTiers> kTierNames{"near",  "engine",  "source",
+                                                          "stale", "journal", "error"};
 
 // Which op can be answered by which tier: only these series exist.
-bool makes_sense(Op op, std::size_t tier) {
-  return op == Op::get || tier == static_cast<std::size_t>(Tier::source) || tier == kErrorTier;
+bool makes_sense(Op op, std::size_t tier, bool behind) {
+  if (tier == static_cast<std::size_t>(Tier::journal)) return behind;
+  if (op == Op::get || tier == kErrorTier) return true;
+  return !behind && tier == static_cast<std::size_t>(Tier::source);
 }
 
-CacheMetrics make_metrics(obs::Registry& registry, const std::string& cache) {
+CacheMetrics make_metrics(obs::Registry& registry, const std::string& cache, bool behind) {
   CacheMetrics m;
   for (std::size_t op = 0; op < kOps; ++op)
     for (std::size_t tier = 0; tier < kTiers; ++tier) {
-      if (!makes_sense(static_cast<Op>(op), tier)) continue;
+      if (!makes_sense(static_cast<Op>(op), tier, behind)) continue;
       const obs::Labels labels{{"cache", cache},
                                {"op", std::string(kOpNames[op])},
                                {"tier", std::string(kTierNames[tier])}};
@@ -184,7 +186,7 @@ Node::Impl::Impl(Parts given)
     cache->store_names = placeholder_names(spec, spec.store);
     cache->remove_names = placeholder_names(spec, spec.remove);
     cache->increment_names = placeholder_names(spec, spec.increment);
-    cache->metrics = make_metrics(metrics, spec.name);
+    cache->metrics = make_metrics(metrics, spec.name, spec.write == WriteMode::behind);
     prefixes.emplace_back(spec.key.prefix(), static_cast<int>(i));
     caches.push_back(std::move(cache));
   }
@@ -243,7 +245,16 @@ void Node::Impl::count(const CacheRuntime& cache, Op op, std::size_t tier,
   pair.seconds->record(took_us);
 }
 
-Node::Node(Parts parts) : impl_(std::make_unique<Impl>(std::move(parts))) {}
+Node::Node(Parts parts) {
+  journal::Journal* const journal = parts.journal;
+  const std::uint64_t seed = parts.seed;
+  impl_ = std::make_unique<Impl>(std::move(parts));
+  const bool any_behind = std::ranges::any_of(
+      impl_->specs, [](const CacheSpec& spec) { return spec.write == WriteMode::behind; });
+  LARDER_ASSERT(!any_behind || journal != nullptr);
+  if (journal != nullptr)
+    impl_->behind = std::make_unique<WriteBehind>(*this, *impl_, *journal, seed);
+}
 Node::~Node() = default;
 
 void Node::start() {
@@ -254,13 +265,20 @@ void Node::start() {
         impl->group,
         [impl, i](source::ChangeBatch batch) { return impl->apply(i, std::move(batch)); }));
   impl->group.spawn(impl->auditor->run());
+  if (impl->behind) impl->behind->start();
+}
+
+Task<void> Node::recovered(TimeUs deadline) {
+  if (impl_->behind) co_await impl_->behind->recovered(deadline);
 }
 
 void Node::drain() { impl_->draining = true; }
 
-Task<void> Node::stop() {
+Task<void> Node::stop(TimeUs flush_until) {
   drain();
+  if (impl_->behind) co_await impl_->behind->drain(flush_until);
   impl_->group.stop();
+  if (impl_->behind) impl_->behind->wake();
   co_await impl_->group.join();
 }
 
@@ -276,7 +294,10 @@ Node::Route Node::route(std::string_view key) const {
 const std::vector<CacheSpec>& Node::caches() const { return impl_->specs; }
 
 Error Node::bad_key(const Route& route, std::string_view key) const {
-  const CacheSpec& cache = impl_->specs[static_cast<std::size_t>(route.cache)];
+  return bad_key_of(impl_->specs[static_cast<std::size_t>(route.cache)], key);
+}
+
+Error bad_key_of(const CacheSpec& cache, std::string_view key) {
   return {ErrorCode::bad_key,
           fmt::format("key of cache '{}' ({}): {}", cache.name, cache.key.text(),
                       cache.key.explain_bad_part(key)),

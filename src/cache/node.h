@@ -21,13 +21,15 @@
 #include "cache/audit.h"
 #include "cache/spec.h"
 #include "engine/engine.h"
+#include "journal/journal.h"
 #include "near/store.h"
 #include "obs/metrics.h"
 #include "source/source.h"
 
 namespace larder::cache {
 
-enum class Tier : std::uint8_t { near, engine, source, stale };
+// journal: a write that was acknowledged and is not in the database yet.
+enum class Tier : std::uint8_t { near, engine, source, stale, journal };
 std::string_view to_string(Tier tier);
 
 struct Reading {
@@ -75,6 +77,7 @@ struct Parts {
   std::vector<source::Source*> sources;
   near::Store* near = nullptr;
   engine::Engine* engine = nullptr;
+  journal::Journal* journal = nullptr;  // where a cache has write = "behind"
   obs::Registry* metrics = nullptr;
   std::uint64_t seed = 0;             // dice of jitter and XFetch
   std::size_t max_flights = 100'000;  // loads under way; beyond: -LARDER_OVERLOADED
@@ -89,6 +92,7 @@ struct Parts {
 };
 
 class Auditor;
+class WriteBehind;
 
 class Node {
  public:
@@ -104,10 +108,14 @@ class Node {
 
   // Starts the feeds on the current loop.
   void start();
+  // Returns when every source has told which of the writes that waited in the journal at the start
+  // it has already, or does not answer.
+  Task<void> recovered(TimeUs deadline);
   // Long operations (warm) end at their next step. Thread-safe.
   void drain();
-  // Ends feeds and background loads, and waits for them.
-  Task<void> stop();
+  // Takes what waits in the journal to the database, until `flush_until`; ends feeds and background
+  // loads, and waits for them.
+  Task<void> stop(TimeUs flush_until = 0);
 
   // Tells other processes that read the near tier how far they may go (near::Store::publish_cache).
   void publish_near() const;
@@ -168,6 +176,18 @@ class Node {
   // Voids every declared entry (FLUSHDB, FLUSHALL).
   Task<Result<void>> invalidate_all(std::string_view feed);
 
+  // ---- the journal of write = "behind" ----
+
+  // A JSON object: what waits, and for how long; why it is not flushed.
+  std::string journal_json(TimeUs now) const;
+  // A JSON array of what the databases refused, oldest first. Errors: unsupported, those of get.
+  Task<Result<std::string>> dead_letters(std::uint64_t most);
+  // Writes again what a database refused as write `seq`, or forgets it; in one transaction.
+  // Errors: bad_key (there is no such dead letter), bad_value (its key was written since), those of
+  // write.
+  Task<Result<void>> replay_dead_letter(std::uint64_t seq);
+  Task<Result<void>> drop_dead_letter(std::uint64_t seq);
+
   // ---- operating ----
 
   // Loads anew whatever is held, and stores it.
@@ -187,7 +207,9 @@ class Node {
   std::string status_json(TimeUs now) const;
 
  private:
-  friend class Auditor;  // it is a part of the node, in a file of its own
+  friend class Auditor;  // they are parts of the node, in files of their own
+  friend class WriteBehind;
+  friend class Flusher;
   Quick read_now(std::string_view key, Hash hash, TimeUs now,
                  void (*on_value)(void*, std::string_view), void* context);
   struct Impl;

@@ -83,7 +83,11 @@ Node::Quick Node::read_now(std::string_view key, Hash hash, TimeUs now,
       answer = Quick::hit;
     }
   });
-  if (!cache) return answer;
+  if (!cache) {
+    if (answer == Quick::miss && impl_->behind && impl_->behind->pending().any())
+      return impl_->read_waiting(key, hash, now, on_value, context);
+    return answer;
+  }
 
   const bool late = freshness == policy::Freshness::revalidate;
   const auto tier = static_cast<std::size_t>(late ? Tier::stale : home_of(*cache));
@@ -98,6 +102,21 @@ Node::Quick Node::read_now(std::string_view key, Hash hash, TimeUs now,
     impl_->refresh_in_background(cache->id - 1u, key, hash);
   }
   return answer;
+}
+
+// A write that waits in the journal: found only after a miss, since accepting it has voided what
+// was held near, and nothing is stored while it waits.
+Node::Quick Node::Impl::read_waiting(std::string_view key, Hash hash, TimeUs now,
+                                     void (*on_value)(void*, std::string_view),
+                                     void* context) const {
+  const int index = cache_of(key);
+  if (index < 0) return Quick::miss;
+  const CacheRuntime& cache = *caches[static_cast<std::size_t>(index)];
+  const std::optional<Reading> waiting = waiting_write(cache, key, hash);
+  if (!waiting) return Quick::miss;
+  if (waiting->found) on_value(context, waiting->value);
+  count(cache, Op::get, static_cast<std::size_t>(Tier::journal), this->now() - now);
+  return waiting->found ? Quick::hit : Quick::absent;
 }
 
 Node::Impl::NearReading Node::Impl::read_near(const CacheRuntime& cache, std::string_view key,
@@ -425,6 +444,10 @@ Task<void> Node::Impl::settle(unsigned index, LoadFlight flight, Result<source::
   if (!row->found && life == 0) {
     // The row is gone: what is held is void, and so is every older load that still saw it.
     co_await drop(cache, flight);
+  } else if (behind && behind->pending().holds(flight->key, flight->hash)) {
+    // The database does not have it yet. What was written while this load ran has voided its
+    // ticket; what was written before that is what the next reader gets.
+    refusal = policy::Refusal::ticket;
   } else if (refusal == policy::Refusal::none) {
     near::Meta meta{
         .cache_id = cache.id,
@@ -533,6 +556,9 @@ Task<Result<Reading>> Node::Impl::await_flight(unsigned index, LoadFlight flight
         {}};
     co_return after_failure(cache, flight->key, flight->hash, std::move(late));
   }
+  // It was written while the load ran, or the load was asked for in spite of that.
+  if (auto waiting_now = waiting_write(cache, flight->key, flight->hash))
+    co_return std::move(*waiting_now);
   if (!flight->outcome.reading) {
     Error error = flight->outcome.reading.error();
     co_return after_failure(cache, flight->key, flight->hash, std::move(error));
@@ -571,6 +597,11 @@ Task<std::vector<Result<Reading>>> Node::get_many(std::vector<std::string> keys)
     const auto index = static_cast<unsigned>(where.cache);
     const CacheRuntime& cache = *self.caches[index];
     const Hash hash = hash_bytes(keys[i]);
+    if (auto waiting = self.waiting_write(cache, keys[i], hash)) {
+      self.count(cache, Op::get, static_cast<std::size_t>(Tier::journal), self.now() - began);
+      answers[i] = std::move(*waiting);
+      continue;
+    }
     Impl::NearReading held =
         self.read_near(cache, keys[i], hash, began, Impl::SourceState::unknown);
     if (held.reading && held.freshness <= policy::Freshness::revalidate) {
@@ -728,6 +759,8 @@ std::optional<Held> Node::held(std::string_view key, TimeUs now) {
   const Route where = route(key);
   if (where.match != policy::Match::yes) return std::nullopt;
   const CacheRuntime& cache = *impl_->caches[static_cast<std::size_t>(where.cache)];
+  if (const auto waiting = impl_->waiting_write(cache, key, hash_bytes(key)))
+    return Held{!waiting->found, waiting->ttl_us};
   const Impl::NearReading held =
       impl_->read_near(cache, key, hash_bytes(key), now, Impl::SourceState::unknown);
   if (!held.reading || held.freshness > policy::Freshness::revalidate) return std::nullopt;

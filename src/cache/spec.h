@@ -15,6 +15,12 @@
 namespace larder::cache {
 
 enum class WriteMode : std::uint8_t { none, around, through, behind };
+// What a write that waits in the journal does when others have written to its row meanwhile.
+enum class Conflict : std::uint8_t {
+  ours,         // overwrites it
+  theirs,       // is dropped
+  dead_letter,  // is kept with the dead letters
+};
 enum class Consistency : std::uint8_t { eventual, bounded, strong };
 
 // "category:{category}": literals around the names of columns or key parameters.
@@ -44,7 +50,8 @@ struct CacheSpec {
   std::string warm;  // gives the key columns of the rows to warm, best first; may use :n
   source::ResultShape result = source::ResultShape::object;
   WriteMode write = WriteMode::none;
-  bool on_del_removes = false;  // on_del = "remove"
+  Conflict conflict = Conflict::ours;  // of write = "behind"
+  bool on_del_removes = false;         // on_del = "remove"
   DurationUs ttl_us = 60 * kSecond;
   double jitter = 0.0;  // 0..1, only ever shortens
   DurationUs negative_ttl_us = 0;
@@ -87,6 +94,12 @@ struct AuditSpec {
   std::vector<DurationUs> recheck_us = {60 * kSecond, 300 * kSecond, 600 * kSecond};
   std::vector<std::string> except;  // names of caches that are left alone
   static constexpr std::size_t kMostRechecks = 8;
+};
+
+// The journal of write = "behind".
+struct JournalSpec {
+  std::uint64_t capacity_bytes = std::uint64_t{1} << 30;  // on the disk; beyond: -LARDER_OVERLOADED
+  DurationUs drain_timeout_us = 5 * kSecond;              // a stop flushes so long
 };
 
 struct PlainSpec {

@@ -168,6 +168,13 @@ source::Params only_named(source::Params params, const std::vector<std::string>&
 
 }  // namespace
 
+Error changed_nothing(std::string_view key, bool increments) {
+  return {
+      ErrorCode::bad_value,
+      fmt::format("no row for '{}': `{}` changed nothing", key, increments ? "increment" : "store"),
+      {}};
+}
+
 Result<source::Statement> Node::Impl::statement_of(
     const CacheRuntime& cache, const WriteOp& op,
     const std::vector<std::string_view>& parts) const {
@@ -202,144 +209,169 @@ Result<source::Statement> Node::Impl::statement_of(
   return statement;
 }
 
-Task<Result<std::vector<Written>>> Node::write(std::vector<WriteOp> ops) {
-  Impl& self = *impl_;
-  const TimeUs began = self.now();
-  struct Target {
-    unsigned cache;
-    std::size_t statement;  // position of its statement
-  };
-  std::vector<Target> targets;
-  std::vector<source::Statement> statements;
-  DurationUs timeout = 0;
-  std::optional<unsigned> source;
-  for (const WriteOp& op : ops) {
-    const Route where = route(op.key);
-    if (where.match == policy::Match::bad_part) co_return std::unexpected(bad_key(where, op.key));
-    if (where.match != policy::Match::yes)
-      co_return fail(ErrorCode::bad_key, fmt::format("no cache is declared for '{}'", op.key));
-    const auto index = static_cast<unsigned>(where.cache);
-    const CacheRuntime& cache = *self.caches[index];
-    if (source && *source != cache.source)
-      co_return fail(
-          ErrorCode::syntax,
-          fmt::format("'{}' and '{}' live in two sources ({} and {}); one transaction can "
-                      "only write one",
-                      ops.front().key, op.key, self.sources[*source]->name,
-                      self.sources[cache.source]->name));
-    source = cache.source;
-    timeout = std::max(timeout, cache.spec.load_timeout_us);
-    std::vector<std::string_view> parts;
-    cache.spec.key.match(op.key, parts);
-    Result<source::Statement> statement = self.statement_of(cache, op, parts);
-    if (!statement) co_return std::unexpected(statement.error());
-    targets.push_back({index, statements.size()});
-    statements.push_back(std::move(*statement));
-    if (op.kind == WriteOp::Kind::increment) {  // its answer is what this transaction made of it
-      statements.push_back({.sql = cache.spec.load,
-                            .params = only_named(self.params_of(cache, parts), cache.load_names),
-                            .wants_value = true});
-    }
-  }
-  if (ops.empty()) co_return std::vector<Written>{};
-
-  const TimeUs deadline = saturating_add(began, timeout);
-  Result<std::unique_ptr<source::Transaction>> opened =
-      co_await self.sources[*source]->source->write(std::move(statements), deadline);
-  if (!opened) {
-    for (std::size_t i = 0; i < ops.size(); ++i)
-      self.count(*self.caches[targets[i].cache], Op::set, kErrorTier, self.now() - began);
-    co_return std::unexpected(opened.error());
-  }
-  const std::unique_ptr<source::Transaction> transaction = std::move(*opened);
-  co_await self.begin_incarnation(*source, transaction->source_id(), began);
-
-  std::vector<Written> written(ops.size());
-  for (std::size_t i = 0; i < ops.size(); ++i) {
-    const std::size_t at = targets[i].statement;
-    written[i].affected = transaction->affected()[at];
-    const bool increments = ops[i].kind == WriteOp::Kind::increment;
-    if (increments) written[i].value = transaction->values()[at + 1].value_or("");
-    if (written[i].affected == 0 && ops[i].kind != WriteOp::Kind::remove)  // rolls back
-      co_return fail(ErrorCode::bad_value,
-                     fmt::format("no row for '{}': `{}` changed nothing", ops[i].key,
-                                 increments ? "increment" : "store"));
-  }
-
+Task<Result<void>> Node::Impl::commit(unsigned source, source::Transaction& transaction,
+                                      std::vector<std::string> keys, bool told_later) {
   // Before COMMIT: until this transaction has ended no load can see it, so every fill of what it
   // changed is refused. A crash on either side of COMMIT is safe.
-  std::vector<engine::Change> changes = self.changes_of(*source, transaction->changes());
-  engine::Change rest{.source = *source, .x = transaction->x(), .keys = {}, .tags = {}};
-  for (const WriteOp& op : ops) {
+  std::vector<engine::Change> changes = changes_of(source, transaction.changes());
+  engine::Change rest{.source = source, .x = transaction.x(), .keys = {}, .tags = {}};
+  for (std::string& key : keys) {
     const bool named = std::ranges::any_of(changes, [&](const engine::Change& change) {
-      return std::ranges::binary_search(change.keys, op.key);
+      return std::ranges::binary_search(change.keys, key);
     });
-    if (!named) rest.keys.push_back(op.key);
+    if (!named) rest.keys.push_back(std::move(key));
   }
   if (!rest.keys.empty()) changes.push_back(std::move(rest));
   for (engine::Change& change : changes)  // an x that is 0 belongs to no incarnation
-    if (change.x != 0) change.source_id = transaction->source_id();
+    if (change.x != 0) change.source_id = transaction.source_id();
   const std::vector<engine::Change> changed = changes;
-  if (self.sources[*source]->echoes())
+  if (sources[source]->echoes())
     for (const engine::Change& change : changed)
-      if (change.x != 0) self.sources[*source]->own.note(change.x, change.keys, change.tags);
-  Result<void> invalidated = co_await self.invalidate(std::move(changes), "write");
-  // The engine is down. Where a feed covers the table it will tell what was changed; a strong cache
-  // has no other way than this one.
-  if (!invalidated && invalidated.error().code != ErrorCode::cancelled) {
-    const bool told_later = std::ranges::all_of(targets, [&](const Target& target) {
-      const CacheRuntime& cache = *self.caches[target.cache];
-      return cache.guarantee.fed && !cache.rules.strong;
-    });
-    if (told_later) invalidated = {};
-  }
-  if (!invalidated) {
-    for (const Target& target : targets)
-      self.count(*self.caches[target.cache], Op::set, kErrorTier, self.now() - began);
-    co_return std::unexpected(invalidated.error());
-  }
+      if (change.x != 0) sources[source]->own.note(change.x, change.keys, change.tags);
+  Result<void> invalidated = co_await invalidate(std::move(changes), "write");
+  if (!invalidated && invalidated.error().code != ErrorCode::cancelled && told_later)
+    invalidated = {};
+  if (!invalidated) co_return std::unexpected(invalidated.error());
 
-  Result<void> committed = co_await transaction->commit();
+  Result<void> committed = co_await transaction.commit();
   // Without snapshots nothing but its ticket tells that a load read the old value in between.
-  if (!self.sources[*source]->source->capabilities().snapshots) {
+  if (!sources[source]->source->capabilities().snapshots) {
     std::vector<engine::Change> again = changed;
-    invalidated = co_await self.invalidate(std::move(again), "write");
+    invalidated = co_await invalidate(std::move(again), "write");
   }
   // Whoever begins from here on has the right to see the commit: no old flight for him.
   // After an error the same holds, since the outcome may be unknown. Clients too are told once
   // more: who looked before COMMIT saw the old rows.
   for (const engine::Change& change : changed) {
-    for (const std::string& key : change.keys) self.flights.close(key, hash_bytes(key));
-    if (!change.tags.empty()) self.flights.close_all();
-    self.tell(change.keys, !change.tags.empty());
+    for (const std::string& key : change.keys) flights.close(key, hash_bytes(key));
+    if (!change.tags.empty()) flights.close_all();
+    tell(change.keys, !change.tags.empty());
   }
-  if (!committed) {
-    for (const Target& target : targets)
-      self.count(*self.caches[target.cache], Op::set, kErrorTier, self.now() - began);
-    co_return std::unexpected(committed.error());
-  }
+  if (!committed) co_return std::unexpected(committed.error());
   // Committed, but an entry may be old: say so rather than acknowledge what a read may deny.
-  if (!invalidated) co_return std::unexpected(invalidated.error());
+  co_return invalidated;
+}
 
-  std::vector<std::vector<std::string>> refilled(self.caches.size());
-  std::vector<std::vector<std::optional<DurationUs>>> lives(self.caches.size());
+Result<WritePlan> Node::Impl::plan(const std::vector<WriteOp>& ops) const {
+  WritePlan plan;
+  std::vector<std::string_view> parts;
+  for (const WriteOp& op : ops) {
+    const int found = cache_of(op.key);
+    if (found < 0)
+      return fail(ErrorCode::bad_key, fmt::format("no cache is declared for '{}'", op.key));
+    const auto index = static_cast<unsigned>(found);
+    const CacheRuntime& cache = *caches[index];
+    if (cache.spec.key.match(op.key, parts) != policy::Match::yes)
+      return std::unexpected(bad_key_of(cache.spec, op.key));
+    const bool first = plan.caches.empty();
+    if (!first && plan.source != cache.source)
+      return fail(ErrorCode::syntax,
+                  fmt::format("'{}' and '{}' live in two sources ({} and {}); one transaction can "
+                              "only write one",
+                              ops.front().key, op.key, sources[plan.source]->name,
+                              sources[cache.source]->name));
+    const bool is_behind = cache.spec.write == WriteMode::behind;
+    if (!first && plan.behind != is_behind)
+      return fail(ErrorCode::syntax,
+                  fmt::format("'{}' and '{}' cannot be written together: one of their caches has "
+                              "write = \"behind\", the other has not",
+                              ops.front().key, op.key));
+    plan.source = cache.source;
+    plan.behind = is_behind;
+    plan.timeout = std::max(plan.timeout, cache.spec.load_timeout_us);
+    Result<source::Statement> statement = statement_of(cache, op, parts);
+    if (!statement) return std::unexpected(statement.error());
+    plan.caches.push_back(index);
+    plan.statements.push_back(std::move(*statement));
+  }
+  return plan;
+}
+
+void Node::Impl::count_write(const WritePlan& plan, const std::vector<WriteOp>& ops,
+                             std::size_t tier, TimeUs began) const {
   for (std::size_t i = 0; i < ops.size(); ++i) {
-    const unsigned cache = targets[i].cache;
-    if (self.specs[cache].write != WriteMode::through || ops[i].kind == WriteOp::Kind::remove)
-      continue;
+    const Op op = tier == kErrorTier                     ? Op::set
+                  : ops[i].kind == WriteOp::Kind::set    ? Op::set
+                  : ops[i].kind == WriteOp::Kind::remove ? Op::del
+                                                         : Op::incr;
+    count(*caches[plan.caches[i]], op, tier, now() - began);
+  }
+}
+
+Task<Result<std::vector<Written>>> Node::write(std::vector<WriteOp> ops) {
+  Impl& self = *impl_;
+  const TimeUs began = self.now();
+  if (ops.empty()) co_return std::vector<Written>{};
+  Result<WritePlan> planned = self.plan(ops);
+  if (!planned) co_return std::unexpected(planned.error());
+  const WritePlan plan = std::move(*planned);
+  Result<std::vector<Written>> written = fail(ErrorCode::internal, "not written");
+  if (plan.behind) {
+    written = co_await self.behind->write(plan, ops);
+  } else {
+    written = co_await self.write_through(plan, ops);
+  }
+  const Tier tier = plan.behind ? Tier::journal : Tier::source;
+  self.count_write(plan, ops, written ? static_cast<std::size_t>(tier) : kErrorTier, began);
+  co_return written;
+}
+
+Task<Result<std::vector<Written>>> Node::Impl::write_through(const WritePlan& plan,
+                                                             const std::vector<WriteOp>& ops) {
+  const TimeUs began = now();
+  std::vector<source::Statement> statements;
+  std::vector<std::size_t> at;  // of each operation its statement
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    at.push_back(statements.size());
+    statements.push_back(plan.statements[i]);
+    if (ops[i].kind != WriteOp::Kind::increment) continue;
+    // Its answer is what this transaction made of it.
+    const CacheRuntime& cache = *caches[plan.caches[i]];
+    std::vector<std::string_view> parts;
+    cache.spec.key.match(ops[i].key, parts);
+    statements.push_back({.sql = cache.spec.load,
+                          .params = only_named(params_of(cache, parts), cache.load_names),
+                          .wants_value = true});
+  }
+  const TimeUs deadline = saturating_add(began, plan.timeout);
+  Result<std::unique_ptr<source::Transaction>> opened =
+      co_await sources[plan.source]->source->write(std::move(statements), deadline);
+  if (!opened) co_return std::unexpected(opened.error());
+  const std::unique_ptr<source::Transaction> transaction = std::move(*opened);
+  co_await begin_incarnation(plan.source, transaction->source_id(), began);
+
+  std::vector<Written> written(ops.size());
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    written[i].affected = transaction->affected()[at[i]];
+    const bool increments = ops[i].kind == WriteOp::Kind::increment;
+    if (increments) written[i].value = transaction->values()[at[i] + 1].value_or("");
+    if (written[i].affected == 0 && ops[i].kind != WriteOp::Kind::remove)  // rolls back
+      co_return std::unexpected(changed_nothing(ops[i].key, increments));
+  }
+
+  std::vector<std::string> keys;
+  keys.reserve(ops.size());
+  for (const WriteOp& op : ops) keys.push_back(op.key);
+  // The engine is down. Where a feed covers the table it will tell what was changed; a strong cache
+  // has no other way than this one.
+  const bool told_later = std::ranges::all_of(plan.caches, [&](unsigned index) {
+    return caches[index]->guarantee.fed && !caches[index]->rules.strong;
+  });
+  const Result<void> committed =
+      co_await commit(plan.source, *transaction, std::move(keys), told_later);
+  if (!committed) co_return std::unexpected(committed.error());
+
+  std::vector<std::vector<std::string>> refilled(caches.size());
+  std::vector<std::vector<std::optional<DurationUs>>> lives(caches.size());
+  for (std::size_t i = 0; i < ops.size(); ++i) {
+    const unsigned cache = plan.caches[i];
+    if (specs[cache].write != WriteMode::through || ops[i].kind == WriteOp::Kind::remove) continue;
     refilled[cache].push_back(ops[i].key);
     lives[cache].push_back(ops[i].ttl_us);
   }
   for (unsigned cache = 0; cache < refilled.size(); ++cache)
     if (!refilled[cache].empty())
-      co_await self.refill(cache, std::move(refilled[cache]), std::move(lives[cache]));
-  for (std::size_t i = 0; i < ops.size(); ++i) {
-    const Op op = ops[i].kind == WriteOp::Kind::set      ? Op::set
-                  : ops[i].kind == WriteOp::Kind::remove ? Op::del
-                                                         : Op::incr;
-    self.count(*self.caches[targets[i].cache], op, static_cast<std::size_t>(Tier::source),
-               self.now() - began);
-  }
+      co_await refill(cache, std::move(refilled[cache]), std::move(lives[cache]));
   co_return written;
 }
 

@@ -297,15 +297,26 @@ void read_write_mode(Section& s, CacheSpec& spec) {
   std::size_t write = 0;
   if (s.choice("write", {"none", "around", "through", "behind"}, write)) {
     spec.write = static_cast<WriteMode>(write);
-    if (spec.write == WriteMode::behind)
-      s.problem_at("write", fmt::format("write = \"behind\" in {} is not in this version: use "
-                                        "\"through\" or \"around\"",
-                                        s.label()));
-    if (spec.write != WriteMode::none && spec.write != WriteMode::behind && !s.has("store") &&
-        !s.has("remove") && !s.has("increment"))
+    if (spec.write != WriteMode::none && !s.has("store") && !s.has("remove") && !s.has("increment"))
       s.problem_at("write", fmt::format("{} needs 'store', the statement that writes one row (or "
                                         "'remove', or 'increment')",
                                         s.path("write")));
+  }
+  if (spec.write == WriteMode::behind && spec.result == source::ResultShape::array)
+    s.problem_at("write", fmt::format("{} does not go with result = \"array\": what is written is "
+                                      "one row, what is read are several",
+                                      s.path("write")));
+  std::size_t conflict = 0;
+  if (s.choice("conflict", {"ours", "theirs", "dead-letter"}, conflict)) {
+    spec.conflict = static_cast<cache::Conflict>(conflict);
+    if (spec.write != WriteMode::behind)
+      s.problem_at("conflict",
+                   fmt::format("{} needs write = \"behind\": other writes wait for nothing",
+                               s.path("conflict")));
+    else if (spec.conflict != cache::Conflict::ours && !s.has("depends_on"))
+      s.problem_at("conflict", fmt::format("{} needs 'depends_on': by it a change made by others "
+                                           "is known to be one of this row",
+                                           s.path("conflict")));
   }
   std::size_t on_del = 0;
   if (s.choice("on_del", {"invalidate", "remove"}, on_del)) {
@@ -356,6 +367,10 @@ CacheSpec read_cache(Section& s, std::string_view name, const std::vector<std::s
   read_write_mode(s, spec);
   read_times(s, spec);
   read_consistency(s, spec);
+  if (spec.write == WriteMode::behind && spec.consistency == cache::Consistency::strong)
+    s.problem_at("write", fmt::format("{} does not go with consistency = \"strong\": the database "
+                                      "has a write only later",
+                                      s.path("write")));
   if (s.size("max_value", spec.max_value_bytes) &&
       (spec.max_value_bytes == 0 || spec.max_value_bytes > (512ULL << 20)))
     s.problem_at("max_value", fmt::format("{} must be from 1 to 512MiB", s.path("max_value")));

@@ -96,9 +96,12 @@ void warn_about_life(const CacheSpec& spec, const cache::Guarantee& promise, War
              promise.feed);
 }
 
-void warn_about_writes(const CacheSpec& spec, Warnings& warn) {
+void warn_about_writes(const CacheSpec& spec, const cache::Guarantee& promise, Warnings& warn) {
   if (spec.write == WriteMode::none && !spec.store.empty())
     warn.add("store is declared, but write = \"none\": SET answers LARDER_READONLY");
+  if (spec.conflict != cache::Conflict::ours && !promise.fed)
+    warn.add("conflict has no effect without a feed: nobody tells what others have written ({})",
+             promise.feed);
 }
 
 void check_cache(const Config& config, const CacheSpec& spec,
@@ -115,7 +118,7 @@ void check_cache(const Config& config, const CacheSpec& spec,
   Warnings warn(report.warnings, fmt::format("[cache.{}]", spec.name));
   warn_about_life(spec, promise, warn);
   warn_about_stale(spec, warn);
-  warn_about_writes(spec, warn);
+  warn_about_writes(spec, promise, warn);
   if (spec.depends_on.empty() && capabilities.contains(spec.source) &&
       capabilities.at(spec.source).feed)
     warn.add("without depends_on the change feed of source {} tells this cache nothing",

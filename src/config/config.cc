@@ -235,6 +235,27 @@ void read_audit(Section& s, cache::AuditSpec& audit, const std::vector<cache::Ca
   s.finish();
 }
 
+// Write-behind lives where the engine lives.
+void read_journal(Section& s, cache::JournalSpec& journal) {
+  constexpr std::uint64_t kLeast = std::uint64_t{1} << 20;
+  if (s.size("capacity", journal.capacity_bytes) && journal.capacity_bytes < kLeast)
+    s.problem_at("capacity", fmt::format("{} must be at least 1MiB", s.path("capacity")));
+  s.duration("drain_timeout", journal.drain_timeout_us);
+  s.finish();
+}
+
+void check_behind(Reader& reader, const toml::table& root, const Config& config) {
+  if (config.engine.url == "embedded:") return;
+  for (const cache::CacheSpec& spec : config.caches)
+    if (spec.write == cache::WriteMode::behind)
+      reader.problem(
+          root["cache"][spec.name]["write"].node()->source().begin,
+          fmt::format("write = \"behind\" in [cache.{}] needs engine.url = \"embedded:\" in this "
+                      "version: the journal is this node's own, and other nodes would not see "
+                      "what waits in it; use \"through\"",
+                      spec.name));
+}
+
 // Every table below `group`, such as [cache.product] below cache.
 template <class Read>
 void each_section(Reader& reader, const toml::table& root, std::string_view group, Read&& read) {
@@ -287,8 +308,8 @@ void check_overlaps(Reader& reader, const toml::table& root,
 }
 
 void check_top_level(Reader& reader, const toml::table& root) {
-  static const std::vector<std::string> kKnown = {"node",   "near",  "engine", "plain",
-                                                  "source", "cache", "feed",   "audit"};
+  static const std::vector<std::string> kKnown = {"node",  "near", "engine", "plain",  "source",
+                                                  "cache", "feed", "audit",  "journal"};
   for (const auto& [key, node] : root) {
     const std::string_view name = key.str();
     if (std::ranges::find(kKnown, name) == kKnown.end()) {
@@ -327,6 +348,8 @@ Config read_all(Reader& reader, const toml::table& root) {
     config.caches.push_back(read_cache(section, name, names, config.sources));
   });
   check_overlaps(reader, root, config.caches);
+  check_behind(reader, root, config);
+  one("journal", read_journal, config.journal);
   one(
       "audit",
       [&](Section& section, cache::AuditSpec& audit) { read_audit(section, audit, config.caches); },

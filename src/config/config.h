@@ -54,6 +54,7 @@ struct Config {
   EngineConfig engine;
   cache::PlainSpec plain;
   cache::AuditSpec audit;
+  cache::JournalSpec journal;
   std::vector<cache::SourceSpec> sources;  // in order of name
   std::vector<cache::CacheSpec> caches;    // in order of name; each `source` is one of the above
   std::vector<feed::Spec> feeds;  // in order of name; with the engine's url where none is given

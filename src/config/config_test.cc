@@ -441,8 +441,21 @@ TEST(ConfigErrors, Caches) {
        "t:4:9: 'write' in [cache.product] needs 'store', the statement that writes one row (or "
        "'remove', or 'increment')"},
       {"write = \"behind\"",
-       "t:4:9: write = \"behind\" in [cache.product] is not in this version: use \"through\" or "
-       "\"around\""},
+       "t:4:9: 'write' in [cache.product] needs 'store', the statement that writes one row (or "
+       "'remove', or 'increment')"},
+      {"write = \"behind\"\nresult = \"array\"\nremove = \"DELETE FROM p WHERE id = :id\"",
+       "t:4:9: 'write' in [cache.product] does not go with result = \"array\": what is written is "
+       "one row, what is read are several"},
+      {"write = \"behind\"\nconsistency = \"strong\"\nstore = \"UPDATE p SET a = :a WHERE id = "
+       ":id\"",
+       "t:4:9: 'write' in [cache.product] does not go with consistency = \"strong\": the database "
+       "has a write only later"},
+      {"conflict = \"theirs\"",
+       "t:4:12: 'conflict' in [cache.product] needs write = \"behind\": other writes wait for "
+       "nothing"},
+      {"write = \"behind\"\nconflict = \"theirs\"\nremove = \"DELETE FROM p WHERE id = :id\"",
+       "t:5:12: 'conflict' in [cache.product] needs 'depends_on': by it a change made by others is "
+       "known to be one of this row"},
       {"write = \"thru\"",
        "t:4:9: 'write' in [cache.product] must be 'none', 'around', 'through' or 'behind', got "
        "\"thru\""},

@@ -41,9 +41,7 @@ void Log::trim(Seq seq) {
   ready_.notify_one();
 }
 
-// Where a record has its place: in which group, and which of it.
-Result<std::pair<std::shared_ptr<Log::Group>, std::uint32_t>> Log::enqueue(
-    const std::string& record) {
+Result<Log::Queued> Log::enqueue(std::string_view record) {
   if (record.size() > kMostRecord)
     return fail(
         ErrorCode::too_large,
@@ -64,17 +62,26 @@ Result<std::pair<std::shared_ptr<Log::Group>, std::uint32_t>> Log::enqueue(
   gathering_->records.add(record);
   queued_bytes_ += size;
   ready_.notify_one();
-  return std::pair(gathering_, gathering_->records.count() - 1);
+  Queued queued;
+  queued.group_ = gathering_;
+  queued.place_ = gathering_->records.count() - 1;
+  return queued;
+}
+
+Task<Result<Seq>> Log::durable(Queued queued) {
+  co_await queued.group_->done.wait();
+  if (!queued.group_->first) co_return std::unexpected(queued.group_->first.error());
+  co_return *queued.group_->first + queued.place_;
 }
 
 Task<Result<Seq>> Log::append(std::string record) {
-  const auto place = enqueue(record);
-  if (!place) co_return std::unexpected(place.error());
-  const std::shared_ptr<Group> group = place->first;
-  co_await group->done.wait();
-  if (!group->first) co_return std::unexpected(group->first.error());
-  co_return *group->first + place->second;
+  Result<Queued> queued = enqueue(record);
+  if (!queued) co_return std::unexpected(queued.error());
+  Result<Seq> seq = co_await durable(std::move(*queued));
+  co_return seq;
 }
+
+void Log::note(const std::string& record) { (void)enqueue(record); }
 
 void Log::work() {
   for (;;) {

@@ -38,11 +38,27 @@ class Log {
 
   const Segments::Opened& opened() const { return segments_->opened(); }
 
+  // A record on its way: its place in the order is certain.
+  class Queued {
+   private:
+    friend class Log;
+    struct Group;
+    std::shared_ptr<Group> group_;
+    std::uint32_t place_ = 0;
+  };
+  // append() in two steps: what is queued first has the lower number. Errors: as append().
+  Result<Queued> enqueue(std::string_view record);
+  Task<Result<Seq>> durable(Queued queued);
+
   // Ends when the record is durable: its number. Errors: overloaded (the journal is full, or the
   // disk; the record is not there and will not be), too_large, io (the disk failed: nothing is
   // accepted any more, and whether this record is there nobody knows). Resumes on the caller's
   // loop.
   Task<Result<Seq>> append(std::string record);
+
+  // The same, and nobody wants to know: it is there a little later, or, where append() would fail,
+  // not at all.
+  void note(const std::string& record);
 
   // Records below `seq` are needed no more. Their place is free a little later.
   void trim(Seq seq);
@@ -53,18 +69,12 @@ class Log {
   std::optional<Error> failed() const;
 
  private:
-  // Records that are made durable together, and who waits for that.
-  struct Group {
-    FrameWriter records;
-    Waiters done;
-    Result<Seq> first;  // or why not; written before `done`
-  };
+  using Group = Queued::Group;
 
   Log(std::unique_ptr<Storage> storage, const Options& options, Durable durable);
   void work();
   void write(Group& group);
   void note_failure();
-  Result<std::pair<std::shared_ptr<Group>, std::uint32_t>> enqueue(const std::string& record);
 
   const Options options_;
   const std::unique_ptr<Storage> storage_;
@@ -79,6 +89,13 @@ class Log {
   std::optional<Error> failed_;
   bool stopping_ = false;
   std::thread thread_;
+};
+
+// Records that are made durable together, and who waits for that.
+struct Log::Queued::Group {
+  FrameWriter records;
+  Waiters done;
+  Result<Seq> first;  // or why not; written before `done`
 };
 
 }  // namespace larder::journal

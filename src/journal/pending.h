@@ -36,25 +36,48 @@ class Pending {
     std::shared_ptr<const Record> record;
   };
   struct Depth {
-    std::uint64_t records = 0;
-    std::uint64_t bytes = 0;
-    TimeUs oldest = 0;  // Record::written_at; 0: none waits
+    std::uint64_t waiting = 0;  // writes to keys
+    TimeUs oldest = 0;          // Record::written_at; 0: none waits
+  };
+  // What its flusher takes to the database at once.
+  struct Batch {
+    std::vector<Waiting> records;
+    // Keys whose writes up to a number give way (yield()).
+    std::unordered_map<std::string, Seq> yielded;
+    Seq upto() const { return records.back().seq; }
   };
 
-  // REQUIRES: `seq` ascends.
+  // Of kind `write`. REQUIRES: `seq` ascends.
   void add(Seq seq, Record record);
 
   // What a reader of the key gets; nullopt: ask the tiers. Cost where nothing waits: one load.
   std::optional<Value> find(std::string_view key, Hash hash) const;
   bool holds(std::string_view key, Hash hash) const;
+  bool any() const { return keys_.load(std::memory_order_seq_cst) != 0; }
+
+  // Each key that is held. For the start, before others use it.
+  template <class Each>
+  void each_key(Each&& each) const {
+    for (const Shard& shard : shards_) {
+      MutexLock lock(shard.mutex);
+      for (const auto& [key, held] : shard.held) each(std::string_view(key));
+    }
+  }
 
   // The first of a source, in order: at most so many, and so many bytes if that is more than one.
-  std::vector<Waiting> first(std::string_view source, std::size_t most_records,
-                             std::size_t most_bytes) const;
+  Batch first(std::string_view source, std::size_t most_records, std::size_t most_bytes) const;
   // Everything of the source up to `seq` is in the database, or needs not be.
   void applied(std::string_view source, Seq seq);
 
-  Depth depth(std::string_view source) const;
+  // Does an absolute write (no increment, which adds to whatever is there) of the key wait? The
+  // number of the last one.
+  std::optional<Seq> contested(std::string_view source, std::string_view key, Hash hash) const;
+  // Somebody else has written to the key: what waits for it up to `seq` gives way. Readers ask the
+  // tiers from now on, unless something newer waits.
+  void yield(std::string_view source, std::string_view key, Seq seq);
+
+  Depth depth(std::string_view cache) const;
+  std::uint64_t waiting_records(std::string_view source) const;
   // Of all sources: what lies before it waits no more. nullopt: nothing waits.
   std::optional<Seq> oldest() const;
   std::vector<std::string> sources() const;  // that something waits for
@@ -63,7 +86,8 @@ class Pending {
   static constexpr std::size_t kShards = 16;
   struct Held {
     Value value;
-    Seq last = 0;  // the record that made it so
+    Seq last = 0;      // the record that made it so
+    Seq absolute = 0;  // the last one that was no increment
   };
   struct TextHash {
     using is_transparent = void;
@@ -76,8 +100,10 @@ class Pending {
   };
   struct Queue {
     std::deque<Waiting> waiting;
-    std::uint64_t bytes = 0;
+    std::unordered_map<std::string, Seq> yielded;
+    Seq applied = 0;
   };
+  void erase_held(std::string_view key, Seq upto);
   static std::uint64_t size_of(const Record& record);
   Shard& shard(Hash hash) { return shards_[hash % kShards]; }
   const Shard& shard(Hash hash) const { return shards_[hash % kShards]; }
@@ -86,11 +112,18 @@ class Pending {
   std::array<Shard, kShards> shards_;
   mutable Mutex mutex_;
   std::map<std::string, Queue, std::less<>> queues_ LARDER_GUARDED_BY(mutex_);
+  // Of each cache, when what waits was written.
+  std::map<std::string, std::deque<TimeUs>, std::less<>> caches_ LARDER_GUARDED_BY(mutex_);
 };
 
 // What a batch of records does, with less: of a key's absolute writes the last, of increments the
-// sum. Where a key is written several times it stands where it was written first. Whoever applies
-// it does so in one transaction.
-std::vector<Op> coalesce(const std::vector<Pending::Waiting>& records);
+// sum. Where a key is written several times it stands where it was written first; but what is
+// removed and then set is removed first, as an INSERT may want it. Whoever applies it does so in
+// one transaction.
+struct Coalesced {
+  std::vector<Op> ops;
+  std::vector<std::pair<Seq, Op>> yielded;  // what is not to be done, one by one
+};
+Coalesced coalesce(const Pending::Batch& batch);
 
 }  // namespace larder::journal

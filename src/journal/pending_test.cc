@@ -45,6 +45,11 @@ TEST(JournalRecord, GivesBackWhatWasPutInAndNothingElse) {
   std::string other = bytes;
   other[0] = 2;
   EXPECT_FALSE(decode_record(other));
+  for (const Record& about : {Record{.kind = Record::Kind::applied, .source = "s", .upto = 7},
+                              Record{.kind = Record::Kind::yielded,
+                                     .source = "s",
+                                     .ops = {{.cache = "p", .key = "p:1", .delta = 9}}}})
+    EXPECT_EQ(decode_record(encode(about)), about);
 }
 
 TEST(JournalRecord, RandomBytesAreNone) {
@@ -64,16 +69,21 @@ TEST(JournalPending, ReadersGetTheLatestUntilItIsApplied) {
   EXPECT_FALSE(find(pending, "p:1"));
   EXPECT_FALSE(pending.oldest());
   pending.add(1, record("a", {set("p:1", "v1"), set("p:2", "w1")}, 100));
-  pending.add(2, record("b", {set("q:1", "x")}, 200));
+  Op other = set("q:1", "x");
+  other.cache = "q";
+  pending.add(2, record("b", {other}, 200));
   pending.add(3, record("a", {removed("p:1")}, 300));
   EXPECT_TRUE(find(pending, "p:1")->removed);
   EXPECT_EQ(find(pending, "p:2")->value, "w1");
   EXPECT_EQ(pending.oldest(), 1u);
-  EXPECT_EQ(pending.depth("a").records, 2u);
-  EXPECT_EQ(pending.depth("a").oldest, 100);
-  EXPECT_EQ(pending.first("a", 10, 1 << 20).size(), 2u);
-  EXPECT_EQ(pending.first("a", 1, 1 << 20)[0].seq, 1u);
-  EXPECT_EQ(pending.first("a", 10, 1)[0].seq, 1u) << "at least one";
+  EXPECT_EQ(pending.waiting_records("a"), 2u);
+  EXPECT_EQ(pending.depth("p").waiting, 3u);
+  EXPECT_EQ(pending.depth("q").waiting, 1u);
+  EXPECT_EQ(pending.depth("p").oldest, 100);
+  EXPECT_EQ(pending.first("a", 10, 1 << 20).records.size(), 2u);
+  EXPECT_EQ(pending.first("a", 10, 1 << 20).upto(), 3u);
+  EXPECT_EQ(pending.first("a", 1, 1 << 20).upto(), 1u);
+  EXPECT_EQ(pending.first("a", 10, 1).upto(), 1u) << "at least one";
   pending.applied("a", 1);
   EXPECT_TRUE(find(pending, "p:1")) << "written again since";
   EXPECT_FALSE(find(pending, "p:2"));
@@ -81,22 +91,57 @@ TEST(JournalPending, ReadersGetTheLatestUntilItIsApplied) {
   pending.applied("a", 3);
   EXPECT_FALSE(pending.holds("p:1", hash_bytes("p:1")));
   EXPECT_THAT(pending.sources(), ElementsAre("b"));
-  EXPECT_EQ(pending.depth("a").records, 0u);
+  EXPECT_EQ(pending.waiting_records("a"), 0u);
+  EXPECT_EQ(pending.depth("p").oldest, 0);
   pending.applied("b", 2);
   EXPECT_FALSE(pending.oldest());
+  EXPECT_EQ(pending.depth("p").waiting, 0u);
+  EXPECT_EQ(pending.depth("p").oldest, 0);
+}
+
+std::optional<Seq> contested(const Pending& pending, std::string_view key) {
+  return pending.contested("a", key, hash_bytes(key));
+}
+
+TEST(JournalPending, AbsoluteWritesAreContestedAndMayYield) {
+  Pending pending;
+  pending.add(1, record("a", {increment("p:1", 1, "8")}));
+  EXPECT_FALSE(contested(pending, "p:1")) << "it adds to whatever is there";
+  pending.add(2, record("a", {set("p:1", "v"), set("p:2", "w")}));
+  EXPECT_EQ(contested(pending, "p:1"), 2u);
+  EXPECT_FALSE(pending.contested("b", "p:1", hash_bytes("p:1")));
+  pending.yield("a", "p:1", 2);
+  EXPECT_FALSE(find(pending, "p:1")) << "others have it";
+  EXPECT_TRUE(find(pending, "p:2"));
+  pending.add(3, record("a", {set("p:1", "x")}));
+  EXPECT_EQ(find(pending, "p:1")->value, "x") << "written after that";
+  const Coalesced work = coalesce(pending.first("a", 10, 1 << 20));
+  EXPECT_THAT(work.ops, ElementsAre(set("p:2", "w"), set("p:1", "x")));
+  ASSERT_EQ(work.yielded.size(), 2u);
+  EXPECT_EQ(work.yielded[0], std::pair(Seq{1}, increment("p:1", 1, "8")));
+  EXPECT_EQ(work.yielded[1], std::pair(Seq{2}, set("p:1", "v")));
+  pending.applied("a", 3);
+  pending.yield("a", "p:1", 3);
+  pending.add(4, record("a", {increment("p:1", 1, "9")}));
+  EXPECT_FALSE(contested(pending, "p:1"));
+  EXPECT_THAT(coalesce(pending.first("a", 10, 1 << 20)).yielded, ElementsAre());
 }
 
 std::vector<Op> coalesced(std::vector<Op> ops) {
-  std::vector<Pending::Waiting> waiting;
+  Pending::Batch batch;
   for (Op& op : ops)
-    waiting.push_back({waiting.size() + 1, std::make_shared<const Record>(record("s", {op}))});
-  return coalesce(waiting);
+    batch.records.push_back(
+        {batch.records.size() + 1, std::make_shared<const Record>(record("s", {op}))});
+  return coalesce(batch).ops;
 }
 
 TEST(JournalCoalesce, TheLastAbsoluteWriteAndTheSum) {
   EXPECT_THAT(coalesced({set("a", "1"), set("b", "1"), set("a", "2")}),
               ElementsAre(set("a", "2"), set("b", "1")));
   EXPECT_THAT(coalesced({set("a", "1"), removed("a")}), ElementsAre(removed("a")));
+  EXPECT_THAT(coalesced({set("a", "1"), removed("a"), set("a", "2"), set("a", "3")}),
+              ElementsAre(removed("a"), set("a", "3")))
+      << "`store` may be an INSERT";
   EXPECT_THAT(coalesced({increment("a", 1, "1"), increment("a", 2, "3")}),
               ElementsAre(increment("a", 3, "3")));
   EXPECT_THAT(coalesced({set("a", "1"), increment("a", 1, "2"), increment("a", 1, "3")}),

@@ -52,8 +52,10 @@ class Reader {
 }  // namespace
 
 std::string encode(const Record& record) {
-  LARDER_ASSERT(!record.ops.empty());
+  LARDER_ASSERT(record.kind != Record::Kind::write || !record.ops.empty());
   std::string bytes(1, kVersion);
+  put(bytes, record.kind);
+  put(bytes, record.upto);
   put(bytes, record.written_at);
   put_text(bytes, record.source);
   put(bytes, static_cast<std::uint32_t>(record.ops.size()));
@@ -73,10 +75,13 @@ Result<Record> decode_record(std::string_view bytes) {
     return fail(ErrorCode::config, "a record of the journal is of another version of Larder",
                 "journal");
   Record record;
+  record.kind = reader.number<Record::Kind>();
+  record.upto = reader.number<std::uint64_t>();
   record.written_at = reader.number<TimeUs>();
   record.source = reader.text();
   const auto count = reader.number<std::uint32_t>();
-  bool known = count > 0;
+  bool known = record.kind >= Record::Kind::write && record.kind <= Record::Kind::yielded &&
+               (count > 0 || record.kind != Record::Kind::write);
   for (std::uint32_t i = 0; i < count && !reader.failed() && known; ++i) {
     Op op;
     op.kind = reader.number<Op::Kind>();

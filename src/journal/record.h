@@ -1,4 +1,5 @@
-// A write that was acknowledged and is not in the database yet, as a journal holds it.
+// What a journal holds: writes that were acknowledged and are not in the database yet, and what has
+// become of earlier ones.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +22,19 @@ struct Op {
   friend bool operator==(const Op&, const Op&) = default;
 };
 
-// What becomes one transaction.
 struct Record {
+  enum class Kind : std::uint8_t {
+    write = 1,    // `ops` become one transaction
+    applied = 2,  // all writes of the source up to number `upto` are in the database
+    yielded = 3,  // writes to the keys of `ops` give way to what others have written
+  };
+  Kind kind = Kind::write;
   std::string source;
   TimeUs written_at = 0;  // since 1970
-  std::vector<Op> ops;    // never empty
+  std::uint64_t upto = 0;
+  // Of `write`: never empty. Of `yielded`: cache, key, and as delta the number of the last write
+  // that gives way.
+  std::vector<Op> ops;
   friend bool operator==(const Record&, const Record&) = default;
 };
 

@@ -65,8 +65,8 @@ class Segments {
   Result<void> append(FrameWriter& records, const Each& durable = {});
   const std::optional<Error>& failed() const { return failed_; }
 
-  // Records below `seq` are needed no more: removes the segments that hold nothing else. Errors: as
-  // append().
+  // Records below `seq` are needed no more: removes the segments that hold nothing else, but for
+  // the one that is being written. Errors: as append().
   Result<void> trim(Seq seq);
 
   // ---- without opening ----

@@ -156,6 +156,8 @@ CommandTable::CommandTable() {
   later("larder.remove", 2, 1, 1, &S::larder_remove, "Removes the row behind a key.");
   later("larder.refresh", -2, 1, -1, &S::larder_refresh, "Loads keys anew.");
   later("larder.warm", -2, 0, 0, &S::larder_warm, "Loads the keys of a cache's warm statement.");
+  later("larder.journal", -1, 0, 0, &S::larder_journal,
+        "What waits in the journal, and what the databases refused.");
   later("larder.audit", -1, 0, 0, &S::larder_audit, "Compares entries with their sources.");
   later("larder.lease", -2, 1, 1, &S::larder_lease, "Reads a plain key, or the right to fill it.");
   now("larder.fill", -4, kFast, l, &S::larder_fill, "Stores under a ticket of LARDER.LEASE.");

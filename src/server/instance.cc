@@ -12,6 +12,8 @@ constexpr DurationUs kKeepEvery = 50 * kMillisecond;
 // What a client that does not take its answers may hold up a shutdown.
 constexpr DurationUs kFinishWithin = 3 * kSecond;
 constexpr DurationUs kLookAgain = 10 * kMillisecond;
+// A source that does not answer keeps no node from starting.
+constexpr DurationUs kRecoverWithin = 5 * kSecond;
 
 std::string random_id() {
   std::random_device device;
@@ -67,7 +69,9 @@ Result<void> Instance::build() {
     leases_ = std::make_unique<engine::Leases>(
         store, engine::Leases::Options{.max_waiters = config_.node.max_waiters});
   }
+  if (auto built = build_journal(); !built) return built;
   parts.caches = config_.caches;
+  parts.journal = journal_.get();
   parts.near = &store;
   parts.engine = engine_.get();
   parts.metrics = &metrics_;
@@ -141,6 +145,41 @@ Result<void> Instance::build_engine() {
   auto engine = std::make_unique<engine::redis::RedisEngine>(*client_, store, std::move(options));
   shared_engine_ = engine.get();
   engine_ = std::move(engine);
+  return {};
+}
+
+// What waits in it is in memory when this returns; near entries of its keys are void.
+Result<void> Instance::build_journal() {
+  if (std::ranges::none_of(config_.caches, [](const cache::CacheSpec& spec) {
+        return spec.write == cache::WriteMode::behind;
+      }))
+    return {};
+  constexpr std::uint64_t kSegments = 16;  // so that a full journal has room again soon
+  journal::Journal::Options options;
+  options.log.capacity_bytes = config_.journal.capacity_bytes;
+  options.log.segments.segment_bytes =
+      std::min(options.log.segments.segment_bytes, config_.journal.capacity_bytes / kSegments);
+  auto opened = journal::Journal::open(config_.node.data_dir + "/journal", options);
+  if (!opened) return std::unexpected(opened.error());
+  journal_ = std::move(*opened);
+  journal_->pending().each_key(
+      [this](std::string_view key) { near_->store().invalidate(hash_bytes(key), key, false); });
+  if (const std::uint64_t waits = journal_->replayed(); waits > 0 && log_)
+    log_(fmt::format("the journal holds {} write{} of an earlier run: they go to the database now",
+                     waits, waits == 1 ? "" : "s"));
+  if (const std::uint64_t cut = journal_->opened().cut_bytes; cut > 0 && log_)
+    log_(
+        fmt::format("the journal's last {} bytes were being written when it ended, and were "
+                    "acknowledged to nobody: cut off",
+                    cut));
+  for (const std::string& source : journal_->pending().sources())
+    if (std::ranges::find(config_.sources, source, &cache::SourceSpec::name) ==
+            config_.sources.end() &&
+        log_)
+      log_(
+          fmt::format("the journal holds writes to source '{}', which is no longer declared: they "
+                      "stay where they are",
+                      source));
   return {};
 }
 
@@ -223,6 +262,17 @@ Result<void> Instance::listen() {
   return {};
 }
 
+// Clients are answered once it is known which of the writes that wait the database has already.
+Task<void> Instance::begin(std::promise<Result<void>>& started) {
+  node_->start();
+  co_await node_->recovered(monotonic_now_us() + kRecoverWithin);
+  if (feeds_) feeds_->start();
+  upkeep_.spawn(housekeeping());
+  auto listening = listen();
+  ready_ = listening.has_value();
+  started.set_value(std::move(listening));
+}
+
 Result<void> Instance::launch() {
   std::promise<Result<void>> started;
   runtime_->loop(0).post([this, &started] {
@@ -230,12 +280,7 @@ Result<void> Instance::launch() {
       engine_tasks_.spawn(client_->run(engine_tasks_));
       engine_tasks_.spawn(passed_->run(engine_tasks_));
     }
-    node_->start();
-    if (feeds_) feeds_->start();
-    upkeep_.spawn(housekeeping());
-    auto listening = listen();
-    ready_ = listening.has_value();
-    started.set_value(std::move(listening));
+    lifecycle_.spawn(begin(started));
   });
   thread_ = std::thread([this] { runtime_->run(); });
   auto result = started.get_future().get();
@@ -312,7 +357,7 @@ Task<void> Instance::shut_down() {
   upkeep_.stop();
   co_await upkeep_.join();
   if (feeds_) co_await feeds_->stop();
-  co_await node_->stop();
+  co_await node_->stop(monotonic_now_us() + config_.journal.drain_timeout_us);
   if (shared_engine_ != nullptr) co_await shared_engine_->stop();
   engine_tasks_.stop();
   co_await engine_tasks_.join();

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -71,8 +72,10 @@ class Instance {
   Result<void> build();
   Result<void> build_client();
   Result<void> build_engine();
+  Result<void> build_journal();
   Result<void> launch();
   Result<void> listen();
+  Task<void> begin(std::promise<Result<void>>& started);
   void register_gauges();
   Task<void> housekeeping();
   Task<void> shut_down();
@@ -94,6 +97,7 @@ class Instance {
   std::unique_ptr<engine::PlainCommands> plain_;         // or, with client_:
   std::unique_ptr<Passed> passed_;
   std::unique_ptr<engine::Leases> leases_;
+  std::unique_ptr<journal::Journal> journal_;  // null: no cache has write = "behind"
   std::unique_ptr<cache::Node> node_;
   std::unique_ptr<feed::Feeds> feeds_;  // null: none are configured
   SessionContext sessions_context_;

@@ -11,6 +11,7 @@ constexpr std::string_view kNoLeases =
     "ERR LARDER.LEASE and LARDER.FILL are for the embedded engine in this version";
 constexpr DurationUs kLongestWait = 60 * kSecond;
 constexpr std::int64_t kUsualAudit = 100;
+constexpr std::int64_t kUsualLetters = 100;
 constexpr std::int64_t kMostAudit = 100'000;
 // A waiting client looks up this often: a shutdown need not wait for it.
 constexpr DurationUs kWaitSlice = 500 * kMillisecond;
@@ -166,6 +167,44 @@ Task<void> Session::larder_audit(Args args) {
     error(report.error());
 }
 
+Task<void> Session::larder_journal(Args args) {
+  const auto is = [&](std::string_view word, std::size_t least, std::size_t most) {
+    return args.size() >= least && args.size() <= most && equals_ignoring_case(args[1], word);
+  };
+  std::int64_t number = kUsualLetters;
+  if (args.size() == 1 || is("status", 2, 2)) {
+    writer_.bulk(context_.node->journal_json(now_));
+    co_return;
+  }
+  if (!is("list", 2, 3) && !is("replay", 3, 3) && !is("drop", 3, 3)) {
+    error("ERR use LARDER.JOURNAL [STATUS] | LIST [n] | REPLAY number | DROP number");
+    co_return;
+  }
+  if (args.size() == 3 && !parse_integer(args[2], number)) co_return;
+  if (number <= 0) {
+    error("ERR LARDER.JOURNAL needs a number above 0");
+    co_return;
+  }
+  const auto given = static_cast<std::uint64_t>(number);
+  if (is("list", 2, 3)) {
+    const auto letters = co_await context_.node->dead_letters(given);
+    if (letters)
+      writer_.bulk(*letters);
+    else
+      error(letters.error());
+    co_return;
+  }
+  Result<void> done;
+  if (is("replay", 3, 3))
+    done = co_await context_.node->replay_dead_letter(given);
+  else
+    done = co_await context_.node->drop_dead_letter(given);
+  if (done)
+    writer_.ok();
+  else
+    error(done.error());
+}
+
 Task<void> Session::larder_lease(Args args) {
   int cache = -1;
   if (!route(args[1], cache)) co_return;
@@ -246,16 +285,23 @@ void Session::larder_stock(Args) {
 }
 
 void Session::larder_help(Args) {
-  help({"LARDER.<command>: what Redis has no words for.", "LARDER.GET key",
+  help({"LARDER.<command>: what Redis has no words for.",
+        "LARDER.GET key",
         "    A declared key with the tier that answered, its age and what is left of its life.",
         "LARDER.EXPLAIN key",
         "    Its cache, who holds it, how old, the guarantee, the last invalidation.",
         "LARDER.INVALIDATE KEY key... | TAG tag... | CACHE name",
         "    Voids entries; the rows stay. Answers how many keys, tags or caches.",
-        "LARDER.REMOVE key", "    Removes the row behind a key.", "LARDER.REFRESH key...",
-        "    Loads keys anew. Answers how many have a row.", "LARDER.WARM cache [n]",
-        "    Loads the keys that the cache's `warm` statement gives.", "LARDER.AUDIT [n] | STATUS",
+        "LARDER.REMOVE key",
+        "    Removes the row behind a key.",
+        "LARDER.REFRESH key...",
+        "    Loads keys anew. Answers how many have a row.",
+        "LARDER.WARM cache [n]",
+        "    Loads the keys that the cache's `warm` statement gives.",
+        "LARDER.AUDIT [n] | STATUS",
         "    Compares n entries with their sources, repairs what differs; or all that was audited.",
+        "LARDER.JOURNAL [STATUS] | LIST [n] | REPLAY number | DROP number",
+        "    What waits to be written (write = \"behind\"), and what the databases refused.",
         "LARDER.LEASE key [WAIT ms]",
         "    A plain key: [value, v], or [ticket, t]: load it and FILL, or [busy, nil].",
         "LARDER.FILL key ticket value [EX s | PX ms] [TAGS tag...]",

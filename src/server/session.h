@@ -308,6 +308,7 @@ class Session final : public Peer::Owner {
   Task<void> larder_refresh(Args args);
   Task<void> larder_warm(Args args);
   Task<void> larder_audit(Args args);
+  Task<void> larder_journal(Args args);
   Task<void> larder_lease(Args args);
   void larder_fill(Args args);
   void larder_stock(Args args);

@@ -54,6 +54,9 @@ class MariadbSource : public Source {
 // Errors (config) quote nothing of the URL, which may hold a password.
 Result<void> check_url(const std::string& url);
 
+// Runs statements, each by itself. Blocks. Errors: as of a write.
+Result<void> run_now(const std::string& url, const std::vector<std::string>& statements);
+
 // What keeps a node from learning of changes of these tables by the server's log, and what to do
 // about it: one line each; none if nothing does. Blocks.
 Result<std::vector<std::string>> what_is_missing(const std::string& url,

@@ -209,6 +209,16 @@ static Result<std::string> try_to_read(const std::string& url, const LogFacts& f
                      kGrant);
 }
 
+Result<void> run_now(const std::string& url, const std::vector<std::string>& statements) {
+  auto db = Setup::open(url);
+  if (!db) return std::unexpected(std::move(db.error()));
+  for (const std::string& sql : statements) {
+    auto reply = (*db)->query(sql);
+    if (!reply) return std::unexpected(std::move(reply.error()));
+  }
+  return {};
+}
+
 Result<std::vector<std::string>> what_is_missing(const std::string& url,
                                                  const std::vector<WatchedTable>& watched) {
   auto db = Setup::open(url);
