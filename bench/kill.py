@@ -87,6 +87,7 @@ SETTINGS = """
 listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = ''
+max_connections = 300
 """
 
 
@@ -211,11 +212,11 @@ class Power:
 
 
 class Node:
-    def __init__(self, folder, database, larder, power):
+    def __init__(self, folder, database, larder, power, config=NODE):
         self.folder, self.larder, self.power = folder, larder, power
         self.port = free_port()
         self.config = folder / "larder.toml"
-        self.config.write_text(NODE.format(port=self.port, folder=folder, url=database.url))
+        self.config.write_text(config.format(port=self.port, folder=folder, url=database.url))
         self.command("source", "prepare", "--config", self.config, "shop")
         self.process = None
 

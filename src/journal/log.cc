@@ -81,7 +81,9 @@ Task<Result<Seq>> Log::append(std::string record) {
   co_return seq;
 }
 
-void Log::note(const std::string& record) { (void)enqueue(record); }
+void Log::note(const std::string& record) {
+  [[maybe_unused]] const Result<Queued> queued = enqueue(record);
+}
 
 void Log::work() {
   for (;;) {
