@@ -98,8 +98,9 @@ struct AuditSpec {
 
 // The journal of write = "behind".
 struct JournalSpec {
-  std::uint64_t capacity_bytes = std::uint64_t{1} << 30;  // on the disk; beyond: -LARDER_OVERLOADED
-  DurationUs drain_timeout_us = 5 * kSecond;              // a stop flushes so long
+  std::uint64_t capacity_bytes = std::uint64_t{256}
+                                 << 20;       // on the disk; beyond: -LARDER_OVERLOADED
+  DurationUs drain_timeout_us = 5 * kSecond;  // a stop flushes so long
 };
 
 struct PlainSpec {

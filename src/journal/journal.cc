@@ -56,12 +56,17 @@ void Journal::take(Seq seq, std::string_view bytes) {
         pending_.yield(record->source, op.key, static_cast<Seq>(op.delta));
       break;
   }
+  taken_.store(seq, std::memory_order_release);
 }
 
 void Journal::applied(const std::string& source, Seq seq) {
   pending_.applied(source, seq);
+  // First up to where pending() is complete: a record that is durable and on its way into it is
+  // beyond that, and keeps its place.
+  const Seq taken = taken_.load(std::memory_order_acquire);
+  const std::optional<Seq> oldest = pending_.oldest();
   log_->note(encode({.kind = Record::Kind::applied, .source = source, .upto = seq, .ops = {}}));
-  log_->trim(pending_.oldest().value_or(log_->next()));
+  log_->trim(oldest.value_or(taken + 1));
 }
 
 Task<Result<void>> Journal::yield(std::string source, std::vector<Op> keys) {

@@ -4,6 +4,7 @@
 // Thread-safe. Bounded: Options::log.capacity_bytes, on the disk and so in memory.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -64,6 +65,7 @@ class Journal {
   Pending pending_;
   std::uint64_t replayed_ = 0;  // writes that waited when it was opened
   std::optional<Error> unreadable_;
+  std::atomic<Seq> taken_{0};  // every write up to it is, or was, in pending_
   std::function<void()> tell_;
   std::unique_ptr<Log> log_;  // goes first: its thread uses the rest
 };
