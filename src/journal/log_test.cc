@@ -259,7 +259,7 @@ TEST_F(FolderTest, KeepsASegmentsBytes) {
   ASSERT_TRUE(report);
   EXPECT_EQ(report->next, 31u);
   EXPECT_FALSE(report->damaged);
-  EXPECT_EQ((*folder)->list()->size(), report->segments.size()) << "nothing unfinished is left";
+  EXPECT_EQ((*folder)->list()->size(), report->segments.size() + 1) << "and the reserve";
   EXPECT_TRUE((*folder)->open("none").error().message.contains("none"));
 }
 

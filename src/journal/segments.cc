@@ -10,6 +10,9 @@ namespace {
 
 constexpr std::string_view kSuffix = ".journal";
 constexpr std::string_view kDamaged = ".damaged";
+// Room for a new segment on a disk that is full.
+constexpr const char* kReserve = "reserve";
+constexpr std::size_t kReserveBytes = 64 << 10;
 
 std::string name_of(Seq first) { return fmt::format("{:020}{}", first, kSuffix); }
 
@@ -105,6 +108,7 @@ Result<std::unique_ptr<Segments>> Segments::open(Storage& storage, const Options
   self.opened_.next = found->report.next;
   self.next_ = found->report.next;
   Result<void> begun = self.begin_segment();
+  if (begun) begun = storage.replace(kReserve, std::string(kReserveBytes, '\0'));
   if (!begun) return std::unexpected(std::move(begun.error()));
   return result;
 }
@@ -143,13 +147,19 @@ Result<void> Segments::append(FrameWriter& records, const Each& durable) {
   if (!written) {
     Result<void> cut;
     if (written.error().code == ErrorCode::overloaded) cut = file_->cut(segment.bytes);
+    full_ = true;
     if (!cut) written.error().code = ErrorCode::io;  // a part of it is there
     return failed_by(std::move(written.error()));
   }
   if (options_.rules.sync) {
     Result<void> synced = file_->sync();
-    if (!synced) return failed_by(std::move(synced.error()));
+    if (!synced) {
+      // Also where the disk was found to be full only now: the frame is there, and is not durable.
+      synced.error().code = ErrorCode::io;
+      return failed_by(std::move(synced.error()));
+    }
   }
+  full_ = false;
   segment.bytes += frame.size();
   bytes_ += frame.size();
   next_.store(first + count, std::memory_order_release);
@@ -157,8 +167,26 @@ Result<void> Segments::append(FrameWriter& records, const Each& durable) {
   return {};
 }
 
-// The oldest first, each durably: what is left never has a gap.
 Result<void> Segments::trim(Seq seq) {
+  Result<void> trimmed = remove_below(seq);
+  // A full disk, and nothing is needed: the room is in the segment that is being written.
+  if (!trimmed || !full_ || seq < next() || segments_.back().bytes <= kSegmentHeader)
+    return trimmed;
+  Result<void> begun = begin_segment();
+  if (!begun && begun.error().code == ErrorCode::overloaded) {
+    if (Result<void> gone = storage_.remove(kReserve); !gone) return failed_by(gone.error());
+    begun = begin_segment();
+  }
+  if (!begun) return failed_by(std::move(begun.error()));
+  full_ = false;
+  trimmed = remove_below(seq);
+  if (trimmed) trimmed = storage_.replace(kReserve, std::string(kReserveBytes, '\0'));
+  if (!trimmed) return failed_by(std::move(trimmed.error()));
+  return trimmed;
+}
+
+// The oldest first, each durably: what is left never has a gap.
+Result<void> Segments::remove_below(Seq seq) {
   while (segments_.size() > 1 && segments_[1].first <= seq) {
     Result<void> gone = storage_.remove(segments_.front().name);
     if (gone && options_.rules.sync_names) gone = storage_.sync_names();

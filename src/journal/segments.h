@@ -66,7 +66,8 @@ class Segments {
   const std::optional<Error>& failed() const { return failed_; }
 
   // Records below `seq` are needed no more: removes the segments that hold nothing else, but for
-  // the one that is being written. Errors: as append().
+  // the one that is being written; after an append that found the disk full that one, too, if `seq`
+  // is next(). Errors: as append().
   Result<void> trim(Seq seq);
 
   // ---- without opening ----
@@ -100,6 +101,7 @@ class Segments {
   Segments(Storage& storage, const Options& options) : storage_(storage), options_(options) {}
   static Result<Found> find(Storage& storage, const Each& each);
   Result<void> begin_segment();
+  Result<void> remove_below(Seq seq);
   std::unexpected<Error> failed_by(Error error);
 
   Storage& storage_;
@@ -110,6 +112,7 @@ class Segments {
   std::atomic<Seq> next_{1};
   std::atomic<std::uint64_t> bytes_{0};
   std::optional<Error> failed_;
+  bool full_ = false;  // the last append found no room
 };
 
 }  // namespace larder::journal
