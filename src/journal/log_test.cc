@@ -131,13 +131,15 @@ TEST_F(LogTest, WhatComesWhileTheDiskIsBusyGoesOutTogether) {
   held->started.acquire();
   for (int i = 1; i <= 100; ++i) appended.push_back(begin("r" + std::to_string(i)));
   held->let.release();
-  std::set<Seq> seqs;
-  for (std::size_t i = 0; i < appended.size(); ++i) {
-    const Result<Seq> seq = appended[i].get();
+  std::vector<Seq> numbers;  // of all first: until then the log's thread adds to `durable`
+  for (auto& one : appended) {
+    const Result<Seq> seq = one.get();
     ASSERT_TRUE(seq);
-    EXPECT_EQ(durable[*seq - 1], std::pair(*seq, "r" + std::to_string(i)));
-    seqs.insert(*seq);
+    numbers.push_back(*seq);
   }
+  for (std::size_t i = 0; i < numbers.size(); ++i)
+    EXPECT_EQ(durable[numbers[i] - 1], std::pair(numbers[i], "r" + std::to_string(i)));
+  const std::set<Seq> seqs(numbers.begin(), numbers.end());
   EXPECT_EQ(seqs.size(), 101u);
   EXPECT_EQ(*seqs.rbegin(), 101u);
   EXPECT_EQ(held->syncs - before, 2);

@@ -12,7 +12,6 @@ constexpr std::string_view kSuffix = ".journal";
 constexpr std::string_view kDamaged = ".damaged";
 // Room for a new segment on a disk that is full.
 constexpr const char* kReserve = "reserve";
-constexpr std::size_t kReserveBytes = 64 << 10;
 
 std::string name_of(Seq first) { return fmt::format("{:020}{}", first, kSuffix); }
 
@@ -108,7 +107,7 @@ Result<std::unique_ptr<Segments>> Segments::open(Storage& storage, const Options
   self.opened_.next = found->report.next;
   self.next_ = found->report.next;
   Result<void> begun = self.begin_segment();
-  if (begun) begun = storage.replace(kReserve, std::string(kReserveBytes, '\0'));
+  if (begun) begun = storage.replace(kReserve, std::string(options.reserve_bytes, '\0'));
   if (!begun) return std::unexpected(std::move(begun.error()));
   return result;
 }
@@ -180,7 +179,7 @@ Result<void> Segments::trim(Seq seq) {
   if (!begun) return failed_by(std::move(begun.error()));
   full_ = false;
   trimmed = remove_below(seq);
-  if (trimmed) trimmed = storage_.replace(kReserve, std::string(kReserveBytes, '\0'));
+  if (trimmed) trimmed = storage_.replace(kReserve, std::string(options_.reserve_bytes, '\0'));
   if (!trimmed) return failed_by(std::move(trimmed.error()));
   return trimmed;
 }

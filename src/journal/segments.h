@@ -37,7 +37,8 @@ class Segments {
   };
   struct Options {
     std::uint64_t segment_bytes = std::uint64_t{64} << 20;  // the next one begins after so many
-    std::uint64_t id = 0;  // of a journal that does not exist yet. REQUIRES: not 0
+    std::size_t reserve_bytes = 64 << 10;  // kept for a new segment when the disk is full
+    std::uint64_t id = 0;                  // of a journal that does not exist yet. REQUIRES: not 0
     Rules rules = {};
   };
   struct Opened {

@@ -20,8 +20,8 @@ Segments::Each into(Records& records) {
   return [&records](Seq seq, std::string_view record) { records[seq] = record; };
 }
 Result<std::unique_ptr<Segments>> open(SimStorage& storage, Records& found,
-                                       Segments::Options options = {.segment_bytes = 512,
-                                                                    .id = kId}) {
+                                       Segments::Options options = {
+                                           .segment_bytes = 512, .reserve_bytes = 64, .id = kId}) {
   return Segments::open(storage, options, into(found));
 }
 FrameWriter frame_of(const std::vector<std::string>& records) {
